@@ -1,0 +1,182 @@
+"""Schedules: at which steps a feature is computed in full.
+
+A schedule answers one question, `next_full`: after the full steps so far, which step is the next?
+Asked again at every full step, it serves fixed lists and step size controllers alike.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from foca_dit.schemes.base import fault, require_int
+
+NEVER = sys.maxsize
+"""What `next_full` returns when no further full step follows: later than any step."""
+
+
+class Schedule(ABC):
+    """Decides, at each full step, when the next one is due.
+
+    Attributes:
+        uses_defects: True for schedules that adapt to the measured defects of the features.
+    """
+
+    uses_defects: ClassVar[bool] = False
+
+    @abstractmethod
+    def next_full(
+        self,
+        anchors: Sequence[int],
+        feature: int = 0,
+        defects: Sequence[float] | None = None,
+    ) -> int:
+        """The next step at which the feature is computed.
+
+        Args:
+            anchors: The feature's full steps since the last reset, strictly increasing; with
+                none, the answer is 0: the first step is always full.
+            feature: Index of the feature, for schedules that treat features differently.
+            defects: What commit measured at the latest full step, for adaptive schedules.
+
+        Returns:
+            A step after `anchors[-1]`, or `NEVER`.
+        """
+
+    def full_steps(self, num_steps: int, feature: int = 0) -> tuple[int, ...]:
+        """All full steps out of `num_steps`; only for schedules that need no defects.
+
+        Raises:
+            ValueError: The schedule is adaptive, so its steps are not known beforehand.
+        """
+        if self.uses_defects:
+            raise ValueError(
+                f"{type(self).__name__}: the full steps of an adaptive schedule are known only "
+                "while it runs"
+            )
+        require_int(type(self).__name__, "num_steps", num_steps, 0)
+        anchors: list[int] = []
+        step = self.next_full(anchors, feature)
+        while step < num_steps:
+            anchors.append(step)
+            step = self.next_full(anchors, feature)
+        return tuple(anchors)
+
+
+@dataclass(frozen=True)
+class Interval(Schedule):
+    """The first `warmup` steps, then every `interval`-th: 0, 1, 2, 7, 12, .. for (5, 3).
+
+    Args:
+        interval: N; N - 1 steps are skipped between full ones. 1: no step is skipped.
+        warmup: W, the number of full steps at the start, at least 1.
+        tail: From this step on every step is full; None: no such step.
+    """
+
+    interval: int
+    warmup: int = 3
+    tail: int | None = None
+
+    def __post_init__(self) -> None:
+        require_int("Interval", "interval", self.interval, 1)
+        require_int("Interval", "warmup", self.warmup, 1)
+        if self.tail is not None:
+            require_int("Interval", "tail", self.tail, 0)
+
+    def next_full(
+        self,
+        anchors: Sequence[int],
+        feature: int = 0,
+        defects: Sequence[float] | None = None,
+    ) -> int:
+        if not anchors:
+            return 0
+        due = anchors[-1] + (1 if len(anchors) < self.warmup else self.interval)
+        if self.tail is not None and due > self.tail:
+            due = max(self.tail, anchors[-1] + 1)
+        return due
+
+
+@dataclass(frozen=True)
+class FullSteps(Schedule):
+    """A fixed list of full steps.
+
+    Args:
+        steps: Strictly increasing, starting with 0.
+    """
+
+    steps: Sequence[int]
+
+    def __post_init__(self) -> None:
+        steps = tuple(
+            require_int("FullSteps", f"steps[{i}]", s, 0) for i, s in enumerate(self.steps)
+        )
+        if steps[:1] != (0,) or any(b <= a for a, b in pairwise(steps)):
+            expected = "strictly increasing steps that start with 0"
+            raise ValueError(fault("FullSteps", "steps", expected, steps))
+        object.__setattr__(self, "steps", steps)
+
+    def next_full(
+        self,
+        anchors: Sequence[int],
+        feature: int = 0,
+        defects: Sequence[float] | None = None,
+    ) -> int:
+        return _first_after(self.steps, anchors)
+
+
+@dataclass(frozen=True, eq=False)
+class StepMask(Schedule):
+    """A table that says for every step and feature whether it is computed.
+
+    Args:
+        mask: Boolean [S, L], S steps and L features; its first row must be all True. Steps
+            beyond S are never full.
+    """
+
+    mask: ArrayLike
+    _steps: tuple[tuple[int, ...], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        mask = np.array(self.mask)  # a copy of our own
+        if mask.dtype != np.bool_ or mask.ndim != 2 or mask.size == 0:
+            expected = "a non-empty boolean table [steps, features]"
+            raise ValueError(
+                fault("StepMask", "mask", expected, f"{mask.dtype} of shape {list(mask.shape)}")
+            )
+        if not mask[0].all():
+            missing = int(np.argmin(mask[0]))
+            raise ValueError(
+                fault("StepMask", "mask", "a first row of True", f"False for feature {missing}")
+            )
+        mask.flags.writeable = False
+        object.__setattr__(self, "mask", mask)
+        columns = tuple(tuple(int(s) for s in np.flatnonzero(column)) for column in mask.T)
+        object.__setattr__(self, "_steps", columns)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StepMask) and self._steps == other._steps
+
+    def __hash__(self) -> int:
+        return hash(self._steps)
+
+    def next_full(
+        self,
+        anchors: Sequence[int],
+        feature: int = 0,
+        defects: Sequence[float] | None = None,
+    ) -> int:
+        require_int("StepMask", "feature", feature, 0, len(self._steps) - 1)
+        return _first_after(self._steps[feature], anchors)
+
+
+def _first_after(steps: Sequence[int], anchors: Sequence[int]) -> int:
+    last = anchors[-1] if anchors else -1
+    return next((step for step in steps if step > last), NEVER)

@@ -1,0 +1,123 @@
+"""Time variables: what the schemes take for the distance between steps.
+
+A scheme extrapolates in a time tau; which tau makes the features' paths straightest decides more
+than the scheme does. Each variable here maps what a sampler knows about a step to tau, for flow
+matching (x = (1 - sigma) data + sigma noise) and for DDPM-type noising (x = sqrt(abar) data +
+sqrt(1 - abar) noise). All maps are strictly monotone and finite on the closed range of their
+argument, so no two steps ever coincide and no end is at infinity.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from foca_dit.schemes.base import fault
+
+FLOW_MARGIN = 1e-3
+"""Added to sigma and to 1 - sigma in logarithms and ratios: log-SNR then ends at -6.9 and 6.9."""
+
+ALPHA_BAR_MARGIN = FLOW_MARGIN**2
+"""The same margin for abar and 1 - abar, which enter under a square root."""
+
+
+class TimeVariable(ABC):
+    """A time variable. Both maps take scalars or arrays and return float64 of the same shape.
+
+    Attributes:
+        name: Key in `foca_dit.times.get`.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def flow(self, step: ArrayLike, sigma: ArrayLike) -> NDArray[np.float64]:
+        """tau of steps of a flow-matching sampler.
+
+        Args:
+            step: Step index.
+            sigma: Share of noise at that step, in [0, 1].
+        """
+
+    @abstractmethod
+    def ddpm(self, step: ArrayLike, alpha_bar: ArrayLike) -> NDArray[np.float64]:
+        """tau of steps of a DDPM-type sampler (DDPM, DDIM, ..).
+
+        Args:
+            step: Step index.
+            alpha_bar: Cumulative product of the alphas at that step, in [0, 1].
+        """
+
+
+class StepIndex(TimeVariable):
+    """The step's number: tau = 0, 1, 2, .."""
+
+    name: ClassVar[str] = "step"
+
+    def flow(self, step: ArrayLike, sigma: ArrayLike) -> NDArray[np.float64]:
+        return np.asarray(step, dtype=np.float64)
+
+    def ddpm(self, step: ArrayLike, alpha_bar: ArrayLike) -> NDArray[np.float64]:
+        return np.asarray(step, dtype=np.float64)
+
+
+class Sigma(TimeVariable):
+    """The noise level: sigma for flow matching, sqrt((1 - abar) / abar) for DDPM."""
+
+    name: ClassVar[str] = "sigma"
+
+    def flow(self, step: ArrayLike, sigma: ArrayLike) -> NDArray[np.float64]:
+        return _unit_interval("sigma", sigma)
+
+    def ddpm(self, step: ArrayLike, alpha_bar: ArrayLike) -> NDArray[np.float64]:
+        abar = _unit_interval("alpha_bar", alpha_bar)
+        return np.sqrt((1 - abar + ALPHA_BAR_MARGIN) / (abar + ALPHA_BAR_MARGIN))
+
+
+class LogSNR(TimeVariable):
+    """Half the log signal-to-noise ratio: log((1 - sigma) / sigma), or log(abar / (1 - abar)) / 2.
+
+    The margins keep the ends finite. They are added, not clipped to: clipping would map the first
+    steps of a strongly shifted flow schedule to one and the same time.
+    """
+
+    name: ClassVar[str] = "log_snr"
+
+    def flow(self, step: ArrayLike, sigma: ArrayLike) -> NDArray[np.float64]:
+        s = _unit_interval("sigma", sigma)
+        return np.log((1 - s + FLOW_MARGIN) / (s + FLOW_MARGIN))
+
+    def ddpm(self, step: ArrayLike, alpha_bar: ArrayLike) -> NDArray[np.float64]:
+        abar = _unit_interval("alpha_bar", alpha_bar)
+        return np.log((abar + ALPHA_BAR_MARGIN) / (1 - abar + ALPHA_BAR_MARGIN)) / 2
+
+
+_TIMES: dict[str, TimeVariable] = {time.name: time for time in (StepIndex(), Sigma(), LogSNR())}
+
+
+def names() -> tuple[str, ...]:
+    """The names of all time variables."""
+    return tuple(_TIMES)
+
+
+def get(name: str) -> TimeVariable:
+    """The time variable of that name.
+
+    Raises:
+        ValueError: There is none of that name; the message lists those there are.
+    """
+    if name not in _TIMES:
+        raise ValueError(fault("times.get", "name", f"one of {', '.join(_TIMES)}", repr(name)))
+    return _TIMES[name]
+
+
+def _unit_interval(argument: str, value: ArrayLike) -> NDArray[np.float64]:
+    values = np.asarray(value, dtype=np.float64)
+    inside = (values >= 0) & (values <= 1)  # False for NaN too
+    if not inside.all():
+        worst = values[~inside].flat[0]
+        raise ValueError(fault("times", argument, "values from 0 to 1", worst))
+    return values
