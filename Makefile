@@ -1,0 +1,78 @@
+# One command runs the demonstration, one the tests. Both make .venv and build first, if that is not
+# done yet, and need nothing before them but Python 3.11+, a C++ compiler and pip.
+#
+#   make demo   sample garments with and without the cache: a table, and demo.png
+#   make test   the tests (make test-slow: those that take minutes or gigabytes)
+#   make help   everything else
+#
+# Variables:
+#   TORCH="torch==2.11.0 --index-url ..."  another build of torch, with pip's own options
+#   PYTHON=python3.12                      another Python
+#   FOCA_BUILD_CUDA, FOCA_CUDA_ARCHS       see CONTRIBUTING.md, "Building"
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+# libgomp's spinning threads turn a millisecond into eight on a busy machine.
+export OMP_WAIT_POLICY := PASSIVE
+
+# Build for the GPU that is here, or for none. FOCA_BUILD_CUDA=1 builds without looking.
+GPU_ARCHS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | paste -sd';')
+FOCA_BUILD_CUDA ?= $(if $(GPU_ARCHS),,0)
+FOCA_CUDA_ARCHS ?= $(GPU_ARCHS)
+BUILD_ENV := $(if $(FOCA_BUILD_CUDA),FOCA_BUILD_CUDA=$(FOCA_BUILD_CUDA)) \
+	$(if $(FOCA_CUDA_ARCHS),FOCA_CUDA_ARCHS="$(FOCA_CUDA_ARCHS)")
+
+.PHONY: help demo test test-slow lint format bench bench-gpu wheel clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,/^$$/p'
+	@echo "Targets: demo test test-slow lint format bench bench-gpu wheel clean"
+
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "make: expected Python 3.11 or newer, got $$($(PYTHON) --version): set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/built: $(VENV)/installed $(SOURCES)
+	$(BUILD_ENV) PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet \
+	  --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: $(VENV)/built
+	$(BIN)/foca-dit demo --out demo.png
+
+test: $(VENV)/built
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+test-slow: $(VENV)/built
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+
+bench: $(VENV)/built
+	$(BIN)/python benchmarks/ops.py
+	$(BIN)/python benchmarks/skip.py
+
+bench-gpu: $(VENV)/built
+	$(BIN)/python benchmarks/gpu_suite.py --quick
+
+wheel: $(VENV)/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w dist .
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info foca_kernels/*.so

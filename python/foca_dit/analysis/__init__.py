@@ -1,0 +1,1 @@
+"""Sampling and measuring: what the command line and the benchmarks share."""

@@ -1,0 +1,149 @@
+"""The three calls a user makes, and the scope for those who serve many requests on one model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import foca_kernels
+from foca_dit.adapters.models import find_spec
+from foca_dit.clock import NoiseLevels
+from foca_dit.config import FoCaCacheConfig
+from foca_dit.state import CacheState
+
+if TYPE_CHECKING:
+    from foca_dit.adapters.hooks import ModelHook
+
+
+def apply_foca_cache(
+    model_or_pipeline: Any, config: FoCaCacheConfig | None = None
+) -> torch.nn.Module:
+    """Makes a diffusers transformer cache and forecast its features.
+
+    Nothing else changes: the pipeline is called as before, and every generation starts afresh.
+
+    Args:
+        model_or_pipeline: a supported transformer, or a pipeline that has one as `.transformer`.
+        config: how to cache; None is the preset "default".
+
+    Returns:
+        The transformer that now caches.
+
+    Raises:
+        TypeError: a model that is not supported.
+        ValueError: the model already has a cache, or cannot cache at this granularity.
+
+    Example:
+        >>> apply_foca_cache(pipe, FoCaCacheConfig(cache_interval=5))
+        >>> image = pipe(prompt).images[0]
+    """
+    from foca_dit.adapters import hooks
+
+    config = config or FoCaCacheConfig()
+    model, scheduler = _transformer(model_or_pipeline)
+    spec = find_spec(model)
+    if hooks.find_hook(model) is not None:
+        raise ValueError(
+            f"foca_dit: {type(model).__name__} already has a cache: call remove_foca_cache(model) "
+            "before applying another"
+        )
+    granularity = config.resolve().granularity
+    if granularity not in spec.granularities:
+        if config.granularity is not None:
+            raise ValueError(
+                f"foca_dit: argument 'config': expected a granularity out of {spec.granularities} "
+                f"for {spec.class_name}, got {granularity!r}"
+            )
+        granularity = spec.granularities[0]  # a preset's wish, not the user's
+    state = CacheState(config, restartable=True)
+    hooks.install(model, spec, granularity, state, NoiseLevels.of(scheduler, spec.timestep_scale))
+    return model
+
+
+def remove_foca_cache(model_or_pipeline: Any) -> None:
+    """Takes the cache out again and frees its memory; the model is then as it was before."""
+    from foca_dit.adapters import hooks
+
+    model, _ = _transformer(model_or_pipeline)
+    _hook(model)
+    hooks.uninstall(model)
+
+
+def foca_cache_stats(model_or_pipeline: Any, state: CacheState | None = None) -> dict[str, Any]:
+    """What a cache has done and holds: counts, bytes, granularity, scheme, backend.
+
+    Args:
+        model_or_pipeline: a model with a cache applied.
+        state: a state of your own, used with `cache_scope`; None: the model's.
+
+    Returns:
+        The fields of `CacheStats`, and `nbytes` (held now), `features`, `granularity`, `scheme`.
+    """
+    model, _ = _transformer(model_or_pipeline)
+    hook = _hook(model)
+    state = state or hook.state
+    return {
+        **state.stats.as_dict(),
+        "nbytes": state.nbytes,
+        "features": hook.features,
+        "granularity": hook.granularity,
+        "scheme": repr(state.settings.scheme),
+        "backends": foca_kernels.backend_report(),
+    }
+
+
+@contextmanager
+def cache_scope(
+    model_or_pipeline: Any, state: CacheState | None, branch: str = "default"
+) -> Iterator[None]:
+    """Runs the calls inside it, in this thread, on a state of the caller's.
+
+    Args:
+        model_or_pipeline: a model with a cache applied.
+        state: the state of one request; None: these calls are computed in full and leave no trace.
+        branch: the guidance branch that the calls belong to.
+
+    Example:
+        >>> state = CacheState(config)
+        >>> with cache_scope(model, state, branch="cond"):
+        ...     noise = model(x, timestep=t, class_labels=y).sample
+    """
+    model, _ = _transformer(model_or_pipeline)
+    hook = _hook(model)
+    if state is not None:
+        state.attach(hook.features, hook.state.levels)
+    scope = hook.scope
+    before = (scope.active, scope.state, scope.branch)
+    scope.active, scope.state, scope.branch = True, state, branch
+    try:
+        yield
+    finally:
+        scope.active, scope.state, scope.branch = before
+
+
+def _transformer(model_or_pipeline: Any) -> tuple[torch.nn.Module, Any]:
+    """The transformer, and the scheduler if a pipeline was given."""
+    if isinstance(model_or_pipeline, torch.nn.Module):
+        return model_or_pipeline, None
+    transformer = getattr(model_or_pipeline, "transformer", None)
+    if isinstance(transformer, torch.nn.Module):
+        return transformer, getattr(model_or_pipeline, "scheduler", None)
+    raise TypeError(
+        "foca_dit: argument 'model_or_pipeline': expected a transformer or a pipeline that has one "
+        f"as .transformer, got {type(model_or_pipeline).__name__}"
+    )
+
+
+def _hook(model: torch.nn.Module) -> ModelHook:
+    from foca_dit.adapters import hooks
+
+    hook = hooks.find_hook(model)
+    if hook is None:
+        raise ValueError(
+            f"foca_dit: {type(model).__name__} has no cache: call apply_foca_cache(model, config) "
+            "first"
+        )
+    return hook

@@ -1,0 +1,1 @@
+"""The `foca-dit` command."""

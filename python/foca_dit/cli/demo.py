@@ -1,0 +1,183 @@
+"""`foca-dit demo`: the same garments with and without the cache, as a table and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache, schemes
+from foca_dit.analysis.metrics import psnr
+from foca_dit.analysis.sampling import sample
+from foca_dit.config import GRANULARITIES
+
+SCHEMES: dict[str, schemes.Scheme] = {
+    "reuse": schemes.Reuse(),
+    "TaylorSeer-1": schemes.TaylorSeer(order=1),
+    "FoCa": schemes.FoCa(reading="rolling", feedback=0.5),
+}
+DEFAULT_MODEL = Path("examples/fashion_dit/weights")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, and its images."""
+
+    scheme: str
+    granularity: str
+    interval: int
+    full_steps: int
+    seconds: float
+    psnr: float
+    cache_mb: float
+    images: torch.Tensor
+
+
+def add_to(commands: Any) -> None:
+    """Adds the sub-command to the parser."""
+    parser = commands.add_parser(
+        "demo",
+        help="sample garments with and without the cache: a table and a picture",
+        description="Samples the same garments from the small trained Diffusion Transformer in "
+        "examples/fashion_dit: once computing every step, then with each scheme and interval. The "
+        "table says how close the images stay to the full run (PSNR, higher is closer) and how "
+        "much faster they come, beside the ideal (steps / full steps). The picture shows them.",
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=DEFAULT_MODEL,
+        metavar="FOLDER",
+        help="folder with transformer/ and scheduler/ (default examples/fashion_dit/weights)",
+    )
+    parser.add_argument("--images", type=int, default=64, help="garments to sample (default 64)")
+    parser.add_argument("--steps", type=int, default=50, help="denoising steps (default 50)")
+    parser.add_argument(
+        "--intervals",
+        type=int,
+        nargs="+",
+        default=[3, 5, 7],
+        metavar="N",
+        help="cache intervals to try (default 3 5 7)",
+    )
+    parser.add_argument(
+        "--granularity",
+        nargs="+",
+        choices=GRANULARITIES,
+        default=["module", "stack"],
+        help="what is cached (default module stack)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default 0)")
+    parser.add_argument("--out", type=Path, default=Path("demo.png"), help="the picture")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Samples, prints the table, writes the picture."""
+    if args.images < 1:
+        raise ValueError(f"argument --images: expected at least 1, got {args.images}")
+    model, scheduler = load(args.model)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    print(
+        f"{args.images} garments, {args.steps} steps, {millions:.1f} M parameters, "
+        f"{torch.get_num_threads()} threads"
+    )
+    rows = measure(model, scheduler, args)
+    print(table(rows, args.images, args.steps))
+    from foca_dit.cli.picture import draw
+
+    draw(rows, args.steps).save(args.out)
+    print(f"the same garments side by side: {args.out}")
+    return 0
+
+
+def load(folder: Path) -> tuple[torch.nn.Module, Any]:
+    """The trained transformer in float32 and its scheduler."""
+    if not (folder / "transformer").is_dir():
+        raise FileNotFoundError(
+            f"argument --model: expected a folder with transformer/ and scheduler/, got {folder}: "
+            "run it from a checkout of the repository, or name the folder"
+        )
+    import diffusers
+
+    diffusers.utils.logging.set_verbosity_error()
+    model = diffusers.DiTTransformer2DModel.from_pretrained(
+        folder / "transformer", torch_dtype=torch.float32, local_files_only=True
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    return model.eval(), scheduler
+
+
+def measure(model: torch.nn.Module, scheduler: Any, args: argparse.Namespace) -> list[Row]:
+    """Runs the model in full, then every setting; the full run comes first."""
+    from tqdm import tqdm
+
+    generator = torch.Generator().manual_seed(args.seed)
+    config: Any = model.config
+    size, channels = int(config.sample_size), int(config.in_channels)
+    noise = torch.randn(args.images, channels, size, size, generator=generator)
+    labels = torch.arange(args.images) % int(config.num_embeds_ada_norm)
+    settings = [
+        (name, granularity, interval)
+        for granularity in args.granularity
+        for interval in args.intervals
+        for name in SCHEMES
+    ]
+    rows: list[Row] = []
+    sample(model, scheduler, noise, labels, steps=2)  # warm up threads and caches
+    with tqdm(total=(1 + len(settings)) * args.steps, unit="step", leave=False) as bar:
+
+        def counted(timesteps: Any) -> Any:
+            for t in timesteps:
+                yield t
+                bar.update()
+
+        def timed() -> tuple[torch.Tensor, float]:
+            started = time.perf_counter()
+            images = sample(model, scheduler, noise, labels, args.steps, progress=counted)
+            return images, time.perf_counter() - started
+
+        bar.set_description("full")
+        full, seconds = timed()
+        rows.append(Row("full", "-", 1, args.steps, seconds, float("inf"), 0.0, full))
+        for name, granularity, interval in settings:
+            bar.set_description(f"{name}, {granularity}, N = {interval}")
+            config = FoCaCacheConfig(
+                scheme=SCHEMES[name], cache_interval=interval, granularity=granularity
+            )
+            apply_foca_cache(model, config)
+            images, seconds = timed()
+            stats = foca_cache_stats(model)
+            remove_foca_cache(model)
+            rows.append(
+                Row(
+                    scheme=name,
+                    granularity=granularity,
+                    interval=interval,
+                    full_steps=stats["full_steps"],
+                    seconds=seconds,
+                    psnr=psnr(images, full),
+                    cache_mb=stats["nbytes"] / 1e6,
+                    images=images,
+                )
+            )
+    return rows
+
+
+def table(rows: list[Row], images: int, steps: int) -> str:
+    """The measured rows as text."""
+    head = f"{'scheme':<13}{'caches':<8}{'N':>3}{'full steps':>12}{'PSNR dB':>9}"
+    head += f"{'s/image':>9}{'speedup':>9}{'ideal':>7}{'cache MB':>10}"
+    lines = [head, "-" * len(head)]
+    for row in rows:
+        lines.append(
+            f"{row.scheme:<13}{row.granularity:<8}{row.interval:>3}{row.full_steps:>12}"
+            f"{row.psnr:>9.1f}{row.seconds / images:>9.4f}"
+            f"{rows[0].seconds / row.seconds:>8.2f}x{steps / row.full_steps:>6.2f}x"
+            f"{row.cache_mb:>10.1f}"
+        )
+    return "\n".join(lines)

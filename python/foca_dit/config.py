@@ -1,0 +1,144 @@
+"""What a user chooses: one frozen dataclass, and the presets behind its `None`s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from foca_dit import schemes, times
+from foca_dit.schedules import Interval, Schedule
+
+GRANULARITIES = ("module", "stack", "output")
+HISTORY_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # FoCa with damped feedback: docs/method.md says why one half.
+    "default": {
+        "scheme": schemes.FoCa(reading="rolling", feedback=0.5),
+        "interval": 5,
+        "granularity": "module",
+        "time": "step",
+    },
+    # The recursion as the paper writes it.
+    "paper": {
+        "scheme": schemes.FoCa(reading="rolling", feedback=1.0),
+        "interval": 5,
+        "granularity": "module",
+        "time": "step",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A configuration with nothing left open: what `CacheState` is built from."""
+
+    scheme: schemes.Scheme
+    schedule: Schedule
+    granularity: str
+    time: str | Callable[[float], float]
+    history_dtype: torch.dtype | None
+
+
+@dataclass(frozen=True)
+class FoCaCacheConfig:
+    """How to cache. Every field left at `None` is filled in by the preset.
+
+    Args:
+        preset: `"default"` or `"paper"`.
+        cache_interval: N: after the warm-up, every N-th step is computed in full. 1 caches nothing.
+        disable_cache_before_step: number of full steps at the start of a generation (the warm-up),
+            at least 1. The paper uses 3 on FLUX and 2 on DiT-XL/2.
+        disable_cache_after_step: this step and all later ones are computed in full. None: no tail.
+        scheme: what forecasts a feature between full steps: a name from `schemes.names()` or a
+            scheme object such as `schemes.TaylorSeer(order=2)`.
+        schedule: replaces the interval by any other schedule, e.g. `FullSteps([0, 1, 2, 4, 8])`.
+            `cache_interval` and `disable_cache_after_step` must then stay unset.
+        granularity: what is cached. `"module"`: the output of every attention and feed-forward (as
+            in the paper); `"stack"`: the summed change made by all blocks, one feature in all;
+            `"output"`: the model's prediction.
+        time: the time variable that forecasts are made in: `"step"` (index), `"sigma"`,
+            `"log_snr"`, or a function from the model's timestep to a number.
+        history_dtype: storage of the history, one of bfloat16, float16, float32. None: the dtype of
+            the feature itself.
+
+    Raises:
+        ValueError, TypeError: a field that makes no sense; the message names it.
+    """
+
+    preset: str = "default"
+    cache_interval: int | None = None
+    disable_cache_before_step: int = 3
+    disable_cache_after_step: int | None = None
+    scheme: str | schemes.Scheme | None = None
+    schedule: Schedule | None = None
+    granularity: str | None = None
+    time: str | Callable[[float], float] | None = None
+    history_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        self.resolve()
+
+    def resolve(self) -> Settings:
+        """Fills in the preset and checks every field."""
+        _choice("preset", self.preset, tuple(PRESETS))
+        preset = PRESETS[self.preset]
+        granularity = _or(self.granularity, preset["granularity"])
+        _choice("granularity", granularity, GRANULARITIES)
+        time = _or(self.time, preset["time"])
+        if not callable(time):
+            _choice("time", time, times.names())
+        if self.history_dtype is not None:
+            _choice("history_dtype", self.history_dtype, HISTORY_DTYPES)
+        return Settings(
+            scheme=self._scheme(preset["scheme"]),
+            schedule=self._schedule(preset["interval"]),
+            granularity=granularity,
+            time=time,
+            history_dtype=self.history_dtype,
+        )
+
+    def _scheme(self, default: schemes.Scheme) -> schemes.Scheme:
+        scheme = _or(self.scheme, default)
+        if isinstance(scheme, str):
+            return schemes.get(scheme)
+        if not isinstance(scheme, schemes.Scheme):
+            raise TypeError(
+                f"FoCaCacheConfig: argument 'scheme': expected a name out of {schemes.names()} "
+                f"or a Scheme, got {scheme!r}"
+            )
+        return scheme
+
+    def _schedule(self, default_interval: int) -> Schedule:
+        if self.schedule is None:
+            return Interval(
+                _or(self.cache_interval, default_interval),
+                warmup=self.disable_cache_before_step,
+                tail=self.disable_cache_after_step,
+            )
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(
+                f"FoCaCacheConfig: argument 'schedule': expected a Schedule, got {self.schedule!r}"
+            )
+        for name in ("cache_interval", "disable_cache_after_step"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"FoCaCacheConfig: argument '{name}': expected None beside a schedule of your "
+                    f"own (the schedule decides alone), got {getattr(self, name)!r}"
+                )
+        return self.schedule
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(
+            f"FoCaCacheConfig: argument '{name}': expected one of {listed}, got {value!r}"
+        )

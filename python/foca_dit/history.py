@@ -1,0 +1,133 @@
+"""The histories of a model's cached features in one guidance branch, and what is done with them.
+
+Every feature has its own anchors (the steps at which it was computed), so features may be computed
+at different steps: a mask over blocks, or a step that an exception cut short, need nothing special.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+import foca_kernels
+from foca_dit.config import Settings
+from foca_dit.stats import CacheStats
+
+
+class FeatureHistories:
+    """Histories of `count` features: K tensors each, folded and read by the `foca` ops.
+
+    Args:
+        settings: scheme, schedule and storage dtype.
+        count: number of features L.
+        stats: where commits and forecasts are counted.
+    """
+
+    def __init__(self, settings: Settings, count: int, stats: CacheStats) -> None:
+        self._settings = settings
+        self._stats = stats
+        self._slots: list[list[torch.Tensor]] = [[] for _ in range(count)]
+        self._anchors: list[tuple[int, ...]] = [() for _ in range(count)]
+        self._due: list[int] = [0] * count
+        self._dtypes: list[torch.dtype | None] = [None] * count
+        self._tau: Sequence[float] = ()
+        self._step = -1
+        self._compute_all = False
+        # The tables of the open step, by anchors: features that were computed together share one.
+        self._transitions: dict[tuple[int, ...], torch.Tensor] = {}
+        self._weights: dict[tuple[int, ...], torch.Tensor] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all histories."""
+        return sum(slot.nbytes for slots in self._slots for slot in slots)
+
+    @property
+    def anchors(self) -> list[tuple[int, ...]]:
+        """Per feature, the steps at which it was computed since the last start."""
+        return list(self._anchors)
+
+    def begin(self, step: int, tau: Sequence[float], compute_all: bool = False) -> None:
+        """Opens a step. `tau[i]` is the time variable of step i, for every i <= step.
+
+        `compute_all` computes every feature whatever the schedule says.
+        """
+        self._step, self._tau, self._compute_all = step, tau, compute_all
+        self._transitions.clear()
+        self._weights.clear()
+
+    def due(self, feature: int) -> bool:
+        """Whether this feature is computed (True) or forecast (False) in the open step."""
+        if self._compute_all or not self._anchors[feature]:
+            return True
+        return self._step >= self._due[feature] or self._anchors[feature][-1] == self._step
+
+    def commit(self, feature: int, value: torch.Tensor) -> None:
+        """Folds a computed feature into its history.
+
+        A second commit of one feature in one step does nothing, so a step that failed half-way can
+        simply be run again.
+
+        Args:
+            value: the computed feature, any shape; made contiguous if it is not.
+        """
+        anchors = self._anchors[feature]
+        if anchors and anchors[-1] == self._step:
+            return
+        settings, value = self._settings, value.contiguous()
+        slots = self._slots[feature]
+        if slots and slots[0].shape != value.shape:
+            slots, anchors = [], ()
+        if not slots:
+            dtype = settings.history_dtype or value.dtype
+            slots = [
+                torch.empty_like(value, dtype=dtype) for _ in range(settings.scheme.history_size)
+            ]
+        anchors = (*anchors, self._step)
+        if anchors not in self._transitions:
+            table = settings.scheme.transition(self._tau, anchors)
+            self._transitions[anchors] = _host_table(table)
+        foca_kernels.commit_(value, slots, self._transitions[anchors])
+        self._slots[feature], self._anchors[feature] = slots, anchors
+        self._dtypes[feature] = value.dtype
+        self._due[feature] = settings.schedule.next_full(anchors, feature)
+        self._stats.commits += 1
+
+    def forecast(self, feature: int) -> torch.Tensor:
+        """The forecast of one feature at the open step: a new tensor of the feature's dtype."""
+        self._stats.forecasts += 1
+        value = foca_kernels.forecast(self._slots[feature], self._weights_of(feature))
+        return value.to(self._dtypes[feature])
+
+    def add_forecasts_(self, x: torch.Tensor, gates: Sequence[torch.Tensor]) -> None:
+        """The collapsed skip: `x += sum_l gate_l * forecast_l`, in one launch, in place.
+
+        Args:
+            x: [..., D], contiguous, of the features' shape.
+            gates: one per feature ([D], [1, 1, D], [B, 1, D] or [B, S, D]), or none for gates of 1.
+        """
+        weights = torch.stack([self._weights_of(i) for i in range(len(self._slots))])
+        slots = [slot for slots in self._slots for slot in slots]
+        foca_kernels.forecast_residual_(x, slots, weights, list(gates))
+        self._stats.forecasts += len(self._slots)
+        self._stats.collapsed_skips += 1
+
+    def _weights_of(self, feature: int) -> torch.Tensor:
+        anchors = self._anchors[feature]
+        if anchors not in self._weights:
+            weights = self._settings.scheme.weights(self._tau, anchors, self._step)
+            self._weights[anchors] = _host_table(weights)
+        return self._weights[anchors]
+
+
+def _host_table(values: np.ndarray) -> torch.Tensor:
+    """Float64 coefficients as the small float32 host tensor that the ops take by value."""
+    if not all(math.isfinite(value) for value in values.flat):
+        raise ValueError(
+            "foca_dit: a scheme's coefficients: expected finite values, got "
+            f"{values.tolist()}: the time variable may repeat a value; try time='step'"
+        )
+    return torch.from_numpy(values.astype(np.float32))

@@ -1,0 +1,183 @@
+"""`CacheState`: all that a cache remembers, for one request. Explicit, so that servers can hold
+one per request and switch between them call by call.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from foca_dit.clock import NoiseLevels, make_clock
+from foca_dit.config import FoCaCacheConfig, Settings
+from foca_dit.history import FeatureHistories
+from foca_dit.stats import CacheStats
+from foca_dit.trajectory import Trajectory
+
+
+class Branch:
+    """One guidance branch of one request: where it is, and the histories of its features.
+
+    A call of the model is `enter` .. `leave`; a call that raises in between is never left, and the
+    next one then computes everything anew (or simply goes on, if it repeats the same step).
+    """
+
+    def __init__(self, trajectory: Trajectory, histories: FeatureHistories) -> None:
+        self.trajectory = trajectory
+        self.histories = histories
+        self._entered = -1
+        self._finished = -1
+
+    def enter(self, timestep: float, sample: torch.Tensor) -> FeatureHistories:
+        """Opens the step that this call belongs to."""
+        interrupted = self._entered > self._finished
+        step = self.trajectory.advance(timestep, sample)
+        self.histories.begin(
+            step, self.trajectory.tau, compute_all=interrupted and step != self._entered
+        )
+        self._entered = step
+        return self.histories
+
+    def leave(self) -> None:
+        """Closes the step: the call returned."""
+        self._finished = self._entered
+
+
+class CacheState:
+    """The histories of one request, for all its guidance branches.
+
+    Args:
+        config: scheme, schedule, time variable and storage; must be the model's own (the one given
+            to `apply_foca_cache`).
+        restartable: what to do with a call that does not continue the one before. True (the state
+            that `apply_foca_cache` makes): it starts a new generation. False (a state of your own,
+            which belongs to one request): a step out of order is an error, and samples are not
+            compared.
+
+    The number of features, and what a timestep means, are taken from the model that the state is
+    used with, at the first `cache_scope`.
+    """
+
+    def __init__(self, config: FoCaCacheConfig | None = None, restartable: bool = False) -> None:
+        self.settings: Settings = (config or FoCaCacheConfig()).resolve()
+        self.features: int | None = None
+        self.levels = NoiseLevels()
+        self.stats = CacheStats()
+        self._restartable = restartable
+        self._branches: dict[str, Branch] = {}
+        self._counter = _BranchCounter()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the histories of all branches."""
+        return sum(branch.histories.nbytes for branch in self._branches.values())
+
+    @property
+    def branches(self) -> dict[str, Branch]:
+        """The guidance branches seen so far, by name."""
+        return dict(self._branches)
+
+    def attach(self, features: int, levels: NoiseLevels) -> None:
+        """Tells the state about the model it is used with, once.
+
+        Raises:
+            ValueError: it is already in use with a model of another number of features.
+        """
+        if self.features not in (None, features):
+            raise ValueError(
+                f"CacheState: expected the model that it is in use with ({self.features} "
+                f"features), got one with {features}: use a CacheState per request and model"
+            )
+        self.features, self.levels = features, levels
+
+    def reset(self) -> None:
+        """Forgets all histories and gives their memory back. The counts in `stats` stay."""
+        self._branches.clear()
+        self._counter = _BranchCounter()
+
+    def enter(self, timestep: float, sample: torch.Tensor, branch: str | None = None) -> Branch:
+        """Finds the branch and step of a call and opens it.
+
+        Args:
+            timestep: the model's timestep of this call.
+            sample: the model's input, to tell whether the call continues the one before.
+            branch: the guidance branch; None: told by counting the calls at one timestep.
+
+        Raises:
+            RuntimeError: a step out of order in a state that belongs to one request.
+        """
+        name = branch if branch is not None else self._counter.name(timestep)
+        known = self._branches.get(name)
+        reason = known.trajectory.break_with(timestep, sample) if known else None
+        if self._restartable and branch is None and reason is None:
+            reason = self._why_not_counted(name, timestep, sample)
+        if reason is not None:
+            self._restart(reason, timestep, name, counted=branch is None)
+            return self.enter(timestep, sample, branch)
+        if known is None:
+            known = self._branches[name] = self._new_branch()
+        known.enter(timestep, sample)
+        return known
+
+    def leave(self, branch: Branch, timestep: float) -> None:
+        """Closes a call that returned."""
+        branch.leave()
+        self._counter.count(timestep)
+
+    def _why_not_counted(self, name: str, timestep: float, sample: torch.Tensor) -> str | None:
+        """Why counting the calls at one timestep does not explain this call, or None."""
+        if self._counter.lost_a_call(timestep):
+            # Guidance was switched off part-way, or a generation was given up at its first step and
+            # begun anew at the same timestep, which looked like one more branch.
+            return "a step had fewer calls than the one before"
+        first = self._branches.get("0")
+        new = name not in self._branches
+        # Guidance branches of one step are given one and the same sample.
+        if new and first is not None and not first.trajectory.saw(sample):
+            return "the same timestep came with another sample"
+        return None
+
+    def _restart(self, reason: str, timestep: float, name: str, counted: bool) -> None:
+        if not self._restartable and "direction" in reason:
+            done = self._branches[name].trajectory
+            latest = [round(t, 4) for t in done.timesteps[-2:]]
+            raise RuntimeError(
+                f"CacheState: timestep {timestep:g} of branch '{name}' is out of order: expected "
+                f"one that continues {latest} (step {done.step}). A state belongs to one request: "
+                "call state.reset() before a new one, or use a CacheState per request"
+            )
+        self.stats.restarts[reason] += 1
+        if counted:
+            self.reset()
+        else:
+            del self._branches[name]
+
+    def _new_branch(self) -> Branch:
+        if self.features is None:
+            raise RuntimeError(
+                "CacheState: used before it knows its model: use it through "
+                "cache_scope(model, state)"
+            )
+        clock = make_clock(self.settings.time, self.levels)
+        trajectory = Trajectory(clock, watch=self._restartable)
+        return Branch(trajectory, FeatureHistories(self.settings, self.features, self.stats))
+
+
+class _BranchCounter:
+    """Names the branch of a call by its rank among the calls at one timestep."""
+
+    def __init__(self) -> None:
+        self._timestep: float | None = None
+        self._calls = 0
+        self._before = 0
+
+    def name(self, timestep: float) -> str:
+        return str(self._calls if timestep == self._timestep else 0)
+
+    def lost_a_call(self, timestep: float) -> bool:
+        """Whether the step that ends now had fewer calls than the one before it."""
+        return timestep != self._timestep and self._calls < self._before
+
+    def count(self, timestep: float) -> None:
+        if timestep == self._timestep:
+            self._calls += 1
+        else:
+            self._timestep, self._before, self._calls = timestep, self._calls, 1

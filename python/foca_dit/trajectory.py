@@ -1,0 +1,90 @@
+"""Tells the calls of a denoising loop apart: which step, and is it still the same generation?
+
+A model is only ever called with a timestep and a sample. `Trajectory` follows one guidance branch
+of one generation through those calls. It never guesses in favour of the cache: whatever does not
+clearly continue what came before starts anew, at the price of a few full steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from foca_dit.clock import Clock
+
+# Consecutive samples of one trajectory differ by one solver step, samples of two trajectories by
+# independent noise: the relative distance of their fingerprints is then near sqrt(2).
+CONTINUITY_LIMIT = 0.75
+FINGERPRINT_SIZE = 1024
+
+
+def fingerprint(sample: torch.Tensor) -> torch.Tensor:
+    """Up to 1024 elements of the sample, evenly spread, in float32, on its device."""
+    flat = sample.detach().reshape(-1)
+    stride = max(1, flat.numel() // FINGERPRINT_SIZE)
+    return flat[::stride][:FINGERPRINT_SIZE].float()
+
+
+def continues(before: torch.Tensor, after: torch.Tensor) -> bool:
+    """Whether two fingerprints can be neighbours on one denoising trajectory."""
+    distance = torch.linalg.vector_norm(after - before)
+    return bool(distance <= CONTINUITY_LIMIT * torch.linalg.vector_norm(before))
+
+
+@dataclass
+class Trajectory:
+    """The steps that one branch has gone through.
+
+    Attributes:
+        clock: maps the model's timestep and the step index to the time variable.
+        watch: compare samples as well (a host read per call), not only timesteps and shapes.
+        timesteps: the model's timestep at every step so far.
+        tau: the time variable at every step so far (float64).
+    """
+
+    clock: Clock
+    watch: bool = True
+    timesteps: list[float] = field(default_factory=list)
+    tau: list[float] = field(default_factory=list)
+    _shape: tuple[object, ...] | None = None
+    _sample: torch.Tensor | None = None
+
+    @property
+    def step(self) -> int:
+        """Index of the step in progress or last finished; -1 before the first."""
+        return len(self.timesteps) - 1
+
+    def break_with(self, timestep: float, sample: torch.Tensor) -> str | None:
+        """Why this call does not continue the trajectory, or None if it does."""
+        if not self.timesteps:
+            return None
+        if self._shape != _signature(sample):
+            return "the sample's shape, dtype or device changed"
+        last = self.timesteps[-1]
+        if len(self.timesteps) > 1 and timestep != last:
+            forward = last - self.timesteps[-2]
+            if (timestep - last) * forward < 0:
+                return "the timestep moved against the direction of the loop"
+        if self._sample is not None and not continues(self._sample, fingerprint(sample)):
+            return "the sample does not continue the one before"
+        return None
+
+    def saw(self, sample: torch.Tensor) -> bool:
+        """Whether this very sample was the last one given to `advance`."""
+        if self._sample is None or self._shape != _signature(sample):
+            return False
+        return torch.equal(fingerprint(sample), self._sample)
+
+    def advance(self, timestep: float, sample: torch.Tensor) -> int:
+        """Records a call and returns its step index. The same timestep again is the same step."""
+        if not self.timesteps or timestep != self.timesteps[-1]:
+            self.timesteps.append(timestep)
+            self.tau.append(self.clock(timestep, len(self.tau)))
+        self._shape = _signature(sample)
+        self._sample = fingerprint(sample) if self.watch else None
+        return self.step
+
+
+def _signature(sample: torch.Tensor) -> tuple[object, ...]:
+    return (tuple(sample.shape), sample.dtype, sample.device)

@@ -1,0 +1,95 @@
+"""The command line, run as a user runs it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from foca_dit.analysis.metrics import psnr
+from foca_dit.cli.main import main
+from foca_dit.plan import Plan
+from foca_dit.schemes import FoCa
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = ROOT / "examples/fashion_dit/weights"
+
+
+def test_the_installed_command_explains_itself():
+    command = shutil.which("foca-dit", path=str(Path(sys.executable).parent))
+    assert command, "foca-dit is not installed beside this Python"
+    text = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
+    for word in ("demo", "schedule", "doctor", "Feature caching"):
+        assert word in text
+
+
+def test_demo_on_the_shipped_weights(tmp_path, capsys):
+    picture = tmp_path / "demo.png"
+    arguments = ["--images", "4", "--steps", "12", "--intervals", "4", "--out", str(picture)]
+    assert main(["demo", "--model", str(WEIGHTS), *arguments]) == 0
+    table = capsys.readouterr().out
+    lines = [line.split() for line in table.splitlines() if "x" in line and "." in line]
+    rows = {
+        (line[0], line[1]): line for line in lines if line[0] in ("reuse", "TaylorSeer-1", "FoCa")
+    }
+    assert set(rows) == {
+        (scheme, granularity)
+        for scheme in ("reuse", "TaylorSeer-1", "FoCa")
+        for granularity in ("module", "stack")
+    }
+    for granularity in ("module", "stack"):
+        decibels = {scheme: float(rows[scheme, granularity][4]) for scheme in ("reuse", "FoCa")}
+        assert 10 < decibels["reuse"] < decibels["FoCa"] < 80
+    assert all(row[3] == "5" for row in rows.values())  # full steps 0, 1, 2, 6, 10
+    with Image.open(picture) as image:
+        assert image.width > 300
+        assert len(image.convert("L").getcolors(256)) > 50  # it shows something
+
+
+def test_schedule_prints_the_steps_and_exports_the_plan(tmp_path, capsys):
+    file = tmp_path / "plan.json"
+    assert main(["schedule", "--interval", "5", "--warmup", "3", "--json", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "full steps (12 of 50): 0, 1, 2, 7, 12, 17, 22, 27, 32, 37, 42, 47" in text
+    assert "4.17x" in text
+    plan = Plan.from_json(file.read_text())
+    assert plan.full_steps[:5] == (0, 1, 2, 7, 12)
+    weights = FoCa().weights(range(50), (0, 1, 2), 4)
+    assert plan.tables[4].tolist() == weights.tolist()
+    assert json.loads(file.read_text())["format"] == "foca-plan"
+
+
+def test_doctor_names_a_backend_for_the_cpu(capsys):
+    assert main(["doctor"]) == 0
+    assert "CPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--model", "/nowhere"], "argument --model: expected a folder"),
+        (
+            ["demo", "--model", str(WEIGHTS), "--images", "0"],
+            "--images: expected at least 1, got 0",
+        ),
+        (["schedule", "--interval", "0"], "interval"),
+        (["schedule", "--json", "/nowhere/plan.json"], "/nowhere/plan.json"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_psnr():
+    zeros = torch.zeros(2, 3)
+    assert psnr(zeros, zeros) == float("inf")
+    assert psnr(zeros + 0.02, zeros) == pytest.approx(40.0)
+    with pytest.raises(ValueError, match=r"'images': expected shape \(2, 3\) like reference"):
+        psnr(torch.zeros(3), zeros)

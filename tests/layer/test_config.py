@@ -1,0 +1,91 @@
+"""Configuration: every wrong value is refused with the field, what was expected and what came."""
+
+import pytest
+import torch
+
+from foca_dit import (
+    CacheState,
+    FoCaCacheConfig,
+    FullSteps,
+    Interval,
+    apply_foca_cache,
+    cache_scope,
+    remove_foca_cache,
+    schemes,
+)
+
+BAD_CONFIGS = {
+    "preset": ({"preset": "fastest"}, ValueError, r"'preset'.*'default', 'paper'.*'fastest'"),
+    "interval 0": ({"cache_interval": 0}, ValueError, r"interval.*>= 1.*got 0"),
+    "interval 2.5": ({"cache_interval": 2.5}, TypeError, r"interval.*integer.*2\.5"),
+    "warm-up 0": ({"disable_cache_before_step": 0}, ValueError, r"warmup.*>= 1.*got 0"),
+    "tail -1": ({"disable_cache_after_step": -1}, ValueError, r"tail.*>= 0.*got -1"),
+    "scheme name": ({"scheme": "focca"}, ValueError, r"focca"),
+    "scheme type": ({"scheme": 3}, TypeError, r"'scheme'.*got 3"),
+    "granularity": ({"granularity": "block"}, ValueError, r"'granularity'.*'module'.*'block'"),
+    "time": ({"time": "seconds"}, ValueError, r"'time'.*'log_snr'.*'seconds'"),
+    "history": ({"history_dtype": torch.int8}, ValueError, r"'history_dtype'.*bfloat16.*int8"),
+    "schedule": ({"schedule": [0, 1]}, TypeError, r"'schedule'.*a Schedule.*\[0, 1\]"),
+    "two schedules": (
+        {"schedule": FullSteps([0]), "cache_interval": 3},
+        ValueError,
+        r"'cache_interval'.*None.*got 3",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD_CONFIGS.values(), ids=BAD_CONFIGS)
+def test_bad_values_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        FoCaCacheConfig(**arguments)
+
+
+def test_presets_and_overrides():
+    assert FoCaCacheConfig().resolve().schedule == Interval(5, warmup=3)
+    assert FoCaCacheConfig("paper").resolve().scheme == schemes.FoCa(feedback=1.0)
+    settings = FoCaCacheConfig(
+        cache_interval=3,
+        disable_cache_before_step=2,
+        disable_cache_after_step=40,
+        scheme="reuse",
+        granularity="output",
+        time="sigma",
+        history_dtype=torch.float32,
+    ).resolve()
+    assert settings.schedule == Interval(3, warmup=2, tail=40)
+    assert isinstance(settings.scheme, schemes.Reuse)
+    assert (settings.granularity, settings.time) == ("output", "sigma")
+    assert settings.history_dtype == torch.float32
+
+
+def test_models_that_are_not_supported():
+    for thing in (torch.nn.Linear(2, 2), "a path", None):
+        with pytest.raises(TypeError, match="argument 'model_or_pipeline'"):
+            apply_foca_cache(thing)
+
+
+def test_applying_twice_and_removing_twice(dit):
+    apply_foca_cache(dit)
+    with pytest.raises(ValueError, match="already has a cache"):
+        apply_foca_cache(dit)
+    remove_foca_cache(dit)
+    with pytest.raises(ValueError, match="has no cache"):
+        remove_foca_cache(dit)
+    with pytest.raises(ValueError, match="has no cache"), cache_scope(dit, None):
+        pass
+
+
+def test_a_state_serves_one_model(dit):
+    apply_foca_cache(dit, FoCaCacheConfig(granularity="module"))
+    state = CacheState()
+    with cache_scope(dit, state):
+        pass
+    remove_foca_cache(dit)
+    apply_foca_cache(dit, FoCaCacheConfig(granularity="stack"))
+    with pytest.raises(ValueError, match=r"6 features.*got one with 1"), cache_scope(dit, state):
+        pass
+
+
+def test_a_state_without_a_model():
+    with pytest.raises(RuntimeError, match="use it through cache_scope"):
+        CacheState().enter(1.0, torch.zeros(1))
