@@ -1,0 +1,144 @@
+"""Defines the operators and decides, once at import, which backend serves each device.
+
+The choice is made by registration, so a call goes from PyTorch's dispatcher straight into the
+kernel. The reference is registered for every device; a compiled library or Triton, registered for
+one device, takes precedence there.
+
+    device   FOCA_BACKEND=auto (default)           cpp        triton          reference
+    CPU      C++ if built, else the reference      C++        as auto (1)     the reference
+    CUDA     C++ if built, else Triton, else ref.  C++ (2)    Triton          the reference
+
+(1) With TRITON_INTERPRET=1 the Triton kernels run interpreted on the CPU: slow, for tests.
+(2) Needed only where PyTorch itself has CUDA.
+
+A choice that cannot be met raises ``ImportError`` at import.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from . import fake, reference
+from .schemas import NAMESPACE, SCHEMAS
+
+BACKENDS = ("auto", "cpp", "triton", "reference")
+LIBRARIES = {"CPU": "_C.abi3.so", "CUDA": "_C_cuda.abi3.so"}
+
+# Name of the Python function behind each overload, the same in every Python backend.
+FUNCTIONS = {
+    name: name.replace("_.packed", "_packed_").replace("_.list", "_list_").replace(".", "_")
+    for name in SCHEMAS
+}
+
+# Kept alive for the life of the process: registrations end with the object.
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+_report: dict[str, dict[str, str]] = {}
+
+
+def _define() -> None:
+    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+    for name, schema in SCHEMAS.items():
+        _library.define(name + schema, tags=tags)
+        function = FUNCTIONS[name]
+        _library.impl(name, getattr(reference, function), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{name}", getattr(fake, function), lib=_library)
+
+
+def _load_library(device: str) -> str | None:
+    """Loads the C++ kernels for a device; returns why that failed, or None."""
+    path = Path(__file__).with_name(LIBRARIES[device])
+    if not path.exists():
+        return f"{path.name} is not built (see CONTRIBUTING.md)"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"{path.name} does not load: {error}"
+    return None
+
+
+def _load_triton(device: str) -> str | None:
+    """Registers the Triton kernels for a device; returns why that failed, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if device == "CPU" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton runs on the CPU only with TRITON_INTERPRET=1"
+    try:
+        module = importlib.import_module(".triton_ops", __package__)
+    except ImportError as error:
+        return f"Triton does not load: {error}"
+    _register(module, device)
+    return None
+
+
+def _register(module: ModuleType, device: str) -> None:
+    for name, function in FUNCTIONS.items():
+        _library.impl(name, getattr(module, function), device)
+
+
+def _candidates(choice: str, device: str) -> tuple[str, ...]:
+    """Backends to try for a device, best first."""
+    if choice == "auto":
+        return ("cpp", "reference") if device == "CPU" else ("cpp", "triton", "reference")
+    if choice == "triton" and device == "CPU":
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        return ("triton",) if interpreted else ("cpp", "reference")
+    return (choice,)
+
+
+def _serve(choice: str, device: str) -> None:
+    loaders: dict[str, Callable[[str], str | None]] = {
+        "cpp": _load_library,
+        "triton": _load_triton,
+        "reference": lambda _: None,
+    }
+    refused: dict[str, str] = {}
+    for backend in _candidates(choice, device):
+        why = loaders[backend](device)
+        if why is None:
+            _report[device] = {"backend": backend, **refused}
+            return
+        refused[backend] = why
+    reasons = "; ".join(refused.values())
+    raise ImportError(f"FOCA_BACKEND={choice} cannot serve {device} tensors: {reasons}")
+
+
+def _devices(choice: str) -> list[str]:
+    # A question about the build of PyTorch, not about the machine: asking the driver here would
+    # initialise CUDA at import and break processes that fork later.
+    has_cuda = torch.backends.cuda.is_built()
+    if choice == "triton" and not has_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ImportError(
+            "FOCA_BACKEND=triton: this PyTorch has no CUDA, and without TRITON_INTERPRET=1 "
+            "Triton does not run on the CPU"
+        )
+    return ["CPU", "CUDA"] if has_cuda else ["CPU"]
+
+
+def _load() -> None:
+    choice = os.environ.get("FOCA_BACKEND", "auto")
+    if choice not in BACKENDS:
+        raise ImportError(f"FOCA_BACKEND={choice}: expected one of {', '.join(BACKENDS)}")
+    _define()
+    for device in _devices(choice):
+        _serve(choice, device)
+
+
+def backend_report() -> dict[str, dict[str, str]]:
+    """Which backend serves each device, and why the ones preferred to it do not.
+
+    Returns:
+        For "CPU" and, where PyTorch has CUDA, "CUDA": {"backend": the one in use, and for each
+        backend that was tried before it: the reason why it could not be used}. Devices that are
+        not listed are served by the reference.
+    """
+    return {device: dict(row) for device, row in _report.items()}
+
+
+_load()
