@@ -1,0 +1,317 @@
+// CPU kernels. This file is compiled once per instruction set, with FOCA_ISA naming it; nothing in
+// it may call a template or inline function of a library (see simd.h). Loads convert to float32,
+// arithmetic is float32, and each result is rounded to its memory type once.
+#include "cpu/kernels.h"
+
+#include "cpu/simd.h"
+
+namespace foca::cpu::FOCA_ISA {
+namespace {
+
+struct NoGate {};
+
+template <typename Body>
+FOCA_SIMD void with_type(ScalarType type, const Body& body) {
+  switch (type) {
+    case ScalarType::kFloat32:
+      return body(float{});
+    case ScalarType::kFloat16:
+      return body(fp16{});
+    case ScalarType::kBFloat16:
+      return body(bf16{});
+  }
+}
+
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// Calls body(Count<n>) so that loops over few terms unroll; Count<0> stands for "more, count at run
+// time".
+template <typename Body>
+FOCA_SIMD void with_count(int n, const Body& body) {
+  switch (n) {
+    case 1:
+      return body(Count<1>{});
+    case 2:
+      return body(Count<2>{});
+    case 3:
+      return body(Count<3>{});
+    case 4:
+      return body(Count<4>{});
+    default:
+      return body(Count<0>{});
+  }
+}
+
+// F_{k+1} = F_k + h/2 (D_anchor + (F_k - F_{k-1}) / h_prev), into f_km1 (and F_k into f_km1 when
+// rotating). Aliasing: none. Traffic per element: 3 reads, 1 write (2 when rotating).
+template <typename T, bool kRotate>
+void calibrate_kernel(T* f_k, T* f_km1, const T* d_anchor, math::CalibrateScalars scalars,
+                      std::int64_t n) {
+  for_each_vector(n, [=](std::int64_t i, auto extent) __attribute__((always_inline)) {
+    const Float current = load(f_k + i, extent);
+    const Float next =
+        math::calibrate(current, load(f_km1 + i, extent), load(d_anchor + i, extent), scalars);
+    if constexpr (kRotate) {
+      store(f_km1 + i, current, extent);
+      store(f_k + i, next, extent);
+    } else {
+      store(f_km1 + i, next, extent);
+    }
+  });
+}
+
+// out = sum_p w_p h_p over terms of one type.
+// Aliasing: none. Traffic per element: n_terms reads, 1 write.
+template <typename T, int kTerms>
+void forecast_kernel(T* out, const Term* terms, int n_terms, std::int64_t offset, std::int64_t n) {
+  const T* data[kMaxHistory];
+  float weight[kMaxHistory];
+  const int count = kTerms > 0 ? kTerms : n_terms;
+  for (int p = 0; p < count; ++p) {
+    data[p] = static_cast<const T*>(terms[p].data) + offset;
+    weight[p] = terms[p].weight;
+  }
+  for_each_vector(n, [&](std::int64_t i, auto extent) __attribute__((always_inline)) {
+    Float acc = {};
+    for (int p = 0; p < count; ++p) {
+      acc = math::add_term(acc, weight[p], load(data[p] + i, extent));
+    }
+    store(out + i, acc, extent);
+  });
+}
+
+// acc += gate * sum_p w_p h_p for one feature; acc is float32 and stays in the first-level cache.
+// Aliasing: none. Traffic per element: n_terms reads, and the gate's where it is not shared by
+// rows.
+template <typename T, typename Gate, int kTerms>
+void add_feature_kernel(float* acc, const Term* terms, int n_terms, std::int64_t offset,
+                        const Gate* gate, std::int64_t n) {
+  const T* data[kMaxHistory];
+  float weight[kMaxHistory];
+  const int count = kTerms > 0 ? kTerms : n_terms;
+  for (int p = 0; p < count; ++p) {
+    data[p] = static_cast<const T*>(terms[p].data) + offset;
+    weight[p] = terms[p].weight;
+  }
+  for_each_vector(n, [&](std::int64_t i, auto extent) __attribute__((always_inline)) {
+    Float feature = {};
+    for (int p = 0; p < count; ++p) {
+      feature = math::add_term(feature, weight[p], load(data[p] + i, extent));
+    }
+    const Float x = load(acc + i, extent);
+    if constexpr (__is_same(Gate, NoGate)) {
+      store(acc + i, x + feature, extent);
+    } else {
+      store(acc + i, math::add_gated(x, load(gate + i, extent), feature), extent);
+    }
+  });
+}
+
+// One feature over elements [begin, end) of x, cut where the gate starts anew.
+template <typename T, typename Gate>
+void add_feature(float* acc, const ForecastResidualArgs& args, const FeatureTerms& feature,
+                 std::int64_t begin, std::int64_t end) {
+  const Gate* gate = static_cast<const Gate*>(feature.gate);
+  const bool one_piece = __is_same(Gate, NoGate) || args.gate_row_stride == args.cols;
+  with_count(feature.n_terms, [&](auto count) __attribute__((always_inline)) {
+    constexpr int kTerms = decltype(count)::value;
+    for (std::int64_t i = begin; i < end;) {
+      std::int64_t stop = end;
+      const Gate* piece = gate;
+      if (one_piece) {
+        piece += i;
+      } else {
+        const std::int64_t row = i / args.cols;
+        const std::int64_t col = i - row * args.cols;
+        if (i + args.cols - col < stop) stop = i + args.cols - col;
+        piece += row / args.rows * args.gate_batch_stride + col;
+      }
+      add_feature_kernel<T, Gate, kTerms>(acc + (i - begin), feature.terms, feature.n_terms, i,
+                                          piece, stop - i);
+      i = stop;
+    }
+  });
+}
+
+// x += sum_l gate_l sum_p w_lp h_lp, for one block of x.
+// Aliasing: x overlaps nothing. Traffic per element: x read and written once, every term read once.
+void residual(const ForecastResidualArgs& args, const FeatureTerms* features, int n_features,
+              std::int64_t begin, std::int64_t end) {
+  alignas(64) float acc[kResidualBlock];
+  with_type(args.x_dtype, [&](auto type) __attribute__((always_inline)) {
+    auto* x = static_cast<decltype(type)*>(args.x) + begin;
+    for_each_vector(end - begin, [&](std::int64_t i, auto extent) __attribute__((always_inline)) {
+      store(acc + i, load(x + i, extent), extent);
+    });
+  });
+  for (int l = 0; l < n_features; ++l) {
+    with_type(args.history_dtype, [&](auto type) __attribute__((always_inline)) {
+      using T = decltype(type);
+      if (args.gates == nullptr) {
+        add_feature<T, NoGate>(acc, args, features[l], begin, end);
+      } else {
+        with_type(args.gate_dtype, [&](auto gate_type) __attribute__((always_inline)) {
+          add_feature<T, decltype(gate_type)>(acc, args, features[l], begin, end);
+        });
+      }
+    });
+  }
+  with_type(args.x_dtype, [&](auto type) __attribute__((always_inline)) {
+    auto* x = static_cast<decltype(type)*>(args.x) + begin;
+    for_each_vector(end - begin, [&](std::int64_t i, auto extent) __attribute__((always_inline)) {
+      store(x + i, load(acc + i, extent), extent);
+    });
+  });
+}
+
+// Squares are summed in this many lanes on every instruction set, so that all give the same bits.
+constexpr int kSumLanes = 16;
+constexpr int kSumVectors = kSumLanes / kLanes;
+// Vectors handled together: enough to hide the latency of a row's chain of additions.
+constexpr int kGroup = kSumVectors > 2 ? kSumVectors : 2;
+constexpr int kGroupSize = kGroup * kLanes;
+// After this many elements, 32 to a lane, the float32 lanes are added to the double sums.
+constexpr std::int64_t kCommitBlock = 32 * kSumLanes;
+
+using RowSums = Float[kMaxStats][kSumVectors];
+
+// One group of elements from i on, all of them or the first `count`. kK is K, or 8 for K > 4.
+template <typename F, typename H, int kK>
+FOCA_SIMD void commit_group(const F* feature, H* const* history, const Transition& transition,
+                            int k, int stat_rows, std::int64_t i, int count, RowSums& sums) {
+  const auto each = [&](const auto& body) __attribute__((always_inline)) {
+    for (int g = 0; g < kGroup; ++g) {
+      const int left = count - g * kLanes;
+      if (left >= kLanes) {
+        body(g, Full{});
+      } else if (left > 0) {
+        body(g, Tail{left});
+      }
+    }
+  };
+  // All old values are in registers before the first new one is stored.
+  Float old[kK][kGroup] = {};
+  Float added[kGroup] = {};
+  for (int q = 0; q < kK; ++q) {
+    if ((transition.used & 1u << q) == 0) continue;
+    each([&](int g, auto extent) __attribute__((always_inline)) {
+      old[q][g] = load(history[q] + i + g * kLanes, extent);
+    });
+  }
+  if (transition.feature_used) {
+    each([&](int g, auto extent)
+             __attribute__((always_inline)) { added[g] = load(feature + i + g * kLanes, extent); });
+  }
+  for (int r = 0; r < k + stat_rows; ++r) {
+    const TransitionRow& row = transition.rows[r];
+    Float value[kGroup] = {};
+    for (int q = 0; q < kK; ++q) {
+      // The same way at every group, so the processor predicts it; a zero must not touch NaN.
+      if ((row.used & 1u << q) == 0) continue;
+      for (int g = 0; g < kGroup; ++g) {
+        value[g] = math::add_term(value[g], row.weight[q], old[q][g]);
+      }
+    }
+    if (row.feature_weight != 0.0f) {
+      for (int g = 0; g < kGroup; ++g) {
+        value[g] = math::add_term(value[g], row.feature_weight, added[g]);
+      }
+    }
+    if (r < k) {
+      each([&](int g, auto extent) __attribute__((always_inline)) {
+        store(history[r] + i + g * kLanes, value[g], extent);
+      });
+    } else {
+      // Lanes past `count` hold zeros.
+      for (int g = 0; g < kGroup; ++g) sums[r - k][g % kSumVectors] += value[g] * value[g];
+    }
+  }
+}
+
+// h_p <- sum_q M_pq v_q with v = (old h_0..h_{K-1}, feature); rows K.. add their squares to sums.
+// Squares are float32 over at most 32 terms, then double.
+// Aliasing: every h_p is input and output, groupwise; feature overlaps nothing. Traffic per
+// element: the used columns read once, K writes.
+template <typename F, typename H, int kK>
+void commit_kernel(const F* feature, H* const* history, const Transition& transition, int k,
+                   int stat_rows, std::int64_t begin, std::int64_t end, double* sums) {
+  for (std::int64_t block = begin; block < end; block += kCommitBlock) {
+    const std::int64_t stop = end - block < kCommitBlock ? end : block + kCommitBlock;
+    RowSums lanes = {};
+    std::int64_t i = block;
+    for (; i + kGroupSize <= stop; i += kGroupSize) {
+      commit_group<F, H, kK>(feature, history, transition, k, stat_rows, i, kGroupSize, lanes);
+    }
+    if (i < stop) {
+      commit_group<F, H, kK>(feature, history, transition, k, stat_rows, i,
+                             static_cast<int>(stop - i), lanes);
+    }
+    for (int r = 0; r < stat_rows; ++r) {
+      float lane[kSumLanes];
+      __builtin_memcpy(lane, lanes[r], sizeof(lane));
+      for (int j = 0; j < kSumLanes; ++j) sums[r] += lane[j];
+    }
+  }
+}
+
+void commit(const CommitArgs& args, int feature, const Transition& transition, std::int64_t begin,
+            std::int64_t end, double* sums) {
+  with_type(args.history_dtype, [&](auto type) __attribute__((always_inline)) {
+    using H = decltype(type);
+    H* history[kMaxHistory];
+    for (int p = 0; p < args.k; ++p) {
+      history[p] = static_cast<H*>(args.history[static_cast<std::int64_t>(feature) * args.k + p]);
+    }
+    with_type(args.feature_dtype, [&](auto feature_type) __attribute__((always_inline)) {
+      using F = decltype(feature_type);
+      with_count(args.k, [&](auto count) __attribute__((always_inline)) {
+        constexpr int kCount = decltype(count)::value;
+        commit_kernel<F, H, kCount == 0 ? kMaxHistory : kCount>(
+            static_cast<const F*>(args.features[feature]), history, transition, args.k,
+            args.stat_rows, begin, end, sums);
+      });
+    });
+  });
+}
+
+void calibrate(const CalibrateTensors& tensors, ScalarType dtype, bool rotate,
+               math::CalibrateScalars scalars, std::int64_t begin, std::int64_t end) {
+  with_type(dtype, [&](auto type) __attribute__((always_inline)) {
+    using T = decltype(type);
+    auto* kernel = rotate ? calibrate_kernel<T, true> : calibrate_kernel<T, false>;
+    kernel(static_cast<T*>(tensors.f_k) + begin, static_cast<T*>(tensors.f_km1) + begin,
+           static_cast<const T*>(tensors.d_anchor) + begin, scalars, end - begin);
+  });
+}
+
+void forecast(void* out, const Term* terms, int n_terms, ScalarType dtype, std::int64_t begin,
+              std::int64_t end) {
+  with_type(dtype, [&](auto type) __attribute__((always_inline)) {
+    using T = decltype(type);
+    with_count(n_terms, [&](auto count) __attribute__((always_inline)) {
+      forecast_kernel<T, decltype(count)::value>(static_cast<T*>(out) + begin, terms, n_terms,
+                                                 begin, end - begin);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace foca::cpu::FOCA_ISA
+
+namespace foca::cpu {
+
+#define FOCA_CONCAT_(a, b) a##b
+#define FOCA_CONCAT(a, b) FOCA_CONCAT_(a, b)
+#define FOCA_STRING_(a) #a
+#define FOCA_STRING(a) FOCA_STRING_(a)
+
+const KernelTable& FOCA_CONCAT(kernels_, FOCA_ISA)() {
+  static constexpr KernelTable kTable = {FOCA_STRING(FOCA_ISA), FOCA_ISA::calibrate,
+                                         FOCA_ISA::forecast, FOCA_ISA::residual, FOCA_ISA::commit};
+  return kTable;
+}
+
+}  // namespace foca::cpu

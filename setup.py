@@ -1,0 +1,172 @@
+"""Builds the compiled parts with CMake; everything else about the project stands in pyproject.toml.
+
+Environment variables:
+    FOCA_SKIP_BUILD=1: build nothing; the wheel is pure Python and the ops run on Triton or PyTorch.
+    FOCA_BUILD_CUDA=0|1: leave the CUDA kernels out, or insist on them. Unset: if nvcc is found.
+    FOCA_CUDA_ARCHS="90;100": GPU architectures. Default: 80;90;100;120, with PTX of the last one.
+    MAX_JOBS: compilers run at once. Default: as many as processors.
+
+torch is neither imported nor a build requirement: only its headers are needed, of any installed
+torch from 2.11 on, and because the ops use torch's stable ABI the result serves every such torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import SetupError
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = "foca_kernels"
+MIN_TORCH = (2, 11)
+WAY_OUT = "or set FOCA_SKIP_BUILD=1 to install without compiled kernels (Triton and PyTorch serve)."
+
+
+def env_flag(name: str) -> bool | None:
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        raise SetupError(f"{name}: expected 0 or 1, got {value!r}")
+    return {"": None, "0": False, "1": True}[value]
+
+
+def find_torch() -> Path:
+    """The folder of an installed torch, also from inside pip's build isolation, which hides it."""
+    spec = importlib.util.find_spec("torch")
+    candidates = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+    candidates.append(Path(sysconfig.get_path("purelib")) / "torch")
+    for folder in candidates:
+        if (folder / "include" / "torch" / "csrc" / "stable").is_dir():
+            version = (folder / "version.py").read_text().split("__version__ = ")[1].split("'")[1]
+            if tuple(int(n) for n in version.split(".")[:2]) >= MIN_TORCH:
+                return folder
+            raise SetupError(
+                f"torch 2.11 or newer is needed, found {version}: upgrade torch, {WAY_OUT}"
+            )
+    raise SetupError(f"torch was not found: install torch 2.11 or newer first, {WAY_OUT}")
+
+
+def find_compiler() -> None:
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if compiler is None or shutil.which(compiler.split()[0]) is None:
+        raise SetupError(f"no C++ compiler was found: install g++ or clang++, {WAY_OUT}")
+
+
+def find_tool(name: str) -> str | None:
+    """An executable beside this Python (where pip puts it), else on the search path."""
+    beside = shutil.which(name, path=str(Path(sys.executable).parent))
+    return beside or shutil.which(name)
+
+
+def find_nvcc() -> str | None:
+    candidates = [os.environ.get("CUDACXX", ""), "nvcc"]
+    for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda"):
+        if home:
+            candidates.append(str(Path(home) / "bin" / "nvcc"))
+    return next((found for c in candidates if c and (found := shutil.which(c))), None)
+
+
+def cuda_arguments() -> list[str]:
+    wanted = env_flag("FOCA_BUILD_CUDA")
+    nvcc = find_nvcc() if wanted is not False else None
+    if nvcc is None:
+        if wanted:
+            raise SetupError(
+                "FOCA_BUILD_CUDA=1, but nvcc was not found: put it on PATH or set CUDA_HOME, "
+                "or set FOCA_BUILD_CUDA=0 to build the CPU kernels only."
+            )
+        return ["-DFOCA_BUILD_CUDA=OFF"]
+    archs = [a for a in os.environ.get("FOCA_CUDA_ARCHS", "").replace(",", ";").split(";") if a]
+    archs = archs or ["80", "90", "100", "120"]
+    named = ";".join([f"{a}-real" for a in archs[:-1]] + [archs[-1]])
+    return [
+        "-DFOCA_BUILD_CUDA=ON",
+        f"-DCMAKE_CUDA_COMPILER={nvcc}",
+        f"-DCMAKE_CUDA_ARCHITECTURES={named}",
+    ]
+
+
+def planner_arguments() -> list[str]:
+    """The scheme tables are optional: without pybind11 only the C++ header has them."""
+    spec = importlib.util.find_spec("pybind11")
+    if spec is None or not spec.submodule_search_locations:
+        return ["-DFOCA_BUILD_PLANNER=OFF"]
+    folder = Path(next(iter(spec.submodule_search_locations))) / "share" / "cmake" / "pybind11"
+    return [
+        "-DFOCA_BUILD_PLANNER=ON",
+        "-DPYBIND11_FINDPYTHON=ON",
+        f"-Dpybind11_DIR={folder}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ]
+
+
+class CMakeBuild(build_ext):
+    """One CMake build for all libraries, which land in the package (in place if editable)."""
+
+    def run(self) -> None:
+        find_compiler()
+        cmake = find_tool("cmake")
+        if cmake is None:
+            raise SetupError(f"cmake was not found: pip install cmake, {WAY_OUT}")
+        torch = find_torch()
+        # One build folder per Python: rebuilding after an edit compiles only what changed.
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        built = build / PACKAGE
+        arguments = [
+            *("-S", str(ROOT), "-B", str(build), f"-DFOCA_TORCH_DIR={torch}"),
+            f"-DFOCA_OUTPUT_DIR={built}",
+            *cuda_arguments(),
+            *planner_arguments(),
+        ]
+        ninja = find_tool("ninja")
+        if ninja is not None:
+            arguments += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+        jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
+        shutil.rmtree(built, ignore_errors=True)  # a library that is no longer built must not stay
+        self.run_cmake([cmake, *arguments], build)
+        self.run_cmake([cmake, "--build", str(build), "--parallel", jobs], build)
+        self.install_libraries(sorted(built.glob("*.so")))
+
+    def run_cmake(self, command: list[str], build: Path) -> None:
+        try:
+            subprocess.run(command, check=True)
+        except subprocess.CalledProcessError:
+            raise SetupError(
+                f"the build failed, see the compiler's messages above (build folder: {build}); "
+                f"mend it, {WAY_OUT}"
+            ) from None
+
+    def install_libraries(self, libraries: list[Path]) -> None:
+        in_place = self.inplace or getattr(self, "editable_mode", False)
+        target = (ROOT if in_place else Path(self.build_lib)) / PACKAGE
+        target.mkdir(parents=True, exist_ok=True)
+        for stale in [*target.glob("_C*.so"), *target.glob("_planner*.so")]:
+            stale.unlink()
+        self.installed = []
+        for library in libraries:
+            # A new file, not new contents: a process that has the old one loaded keeps running.
+            shutil.copy2(library, target / library.name)
+            self.installed.append(str(target / library.name))
+
+    def get_outputs(self) -> list[str]:
+        return getattr(self, "installed", [])
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+    def get_source_files(self) -> list[str]:
+        return [str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.is_file()]
+
+
+if env_flag("FOCA_SKIP_BUILD"):
+    setup()
+else:
+    # The extension's name only tells setuptools that the wheel has compiled parts.
+    setup(ext_modules=[Extension(f"{PACKAGE}._C", [])], cmdclass={"build_ext": CMakeBuild})
