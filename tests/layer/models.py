@@ -9,6 +9,7 @@ from diffusers import (
     DiTPipeline,
     DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
     FluxTransformer2DModel,
 )
 
@@ -88,3 +89,23 @@ def draw_flux(model, steps: int = 12, seed: int = 0, tokens: int = 6, branches: 
         ) / len(texts)
         x = x + (after - now) * velocity
     return x
+
+
+def tiny_flux_pipeline(seed: int = 0):
+    """A FluxPipeline without text encoders: prompts go in as embeddings."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(
+        block_out_channels=(8,), latent_channels=1, norm_num_groups=2, sample_size=32
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    pipeline = FluxPipeline(scheduler, vae.eval(), None, None, None, None, tiny_flux(seed))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def flux_prompt(seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "prompt_embeds": torch.randn(1, 5, 32, generator=generator),
+        "pooled_prompt_embeds": torch.randn(1, 32, generator=generator),
+    }

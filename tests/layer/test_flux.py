@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import draw_flux, tiny_flux
+from models import draw_flux, flux_prompt, tiny_flux, tiny_flux_pipeline
 
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
 from foca_dit.schemes import FoCa, run_reference
@@ -105,3 +105,43 @@ def test_cache_context_names_the_branches():
     assert set(find_hook(model).state.branches) == {"cond", "uncond"}
     model._diffusers_hook.reset_stateful_hooks()  # what a pipeline does when it ends
     assert foca_cache_stats(model)["nbytes"] == 0
+
+
+def test_pipeline_through_changes_and_an_interruption():
+    """Another prompt, size, step count, guidance, and a run cut short: each as from a fresh cache."""
+
+    def generate(pipeline, height=16, steps=10, true_cfg=1.0, seed=0, **options):
+        negative = {f"negative_{key}": value for key, value in flux_prompt(seed + 1).items()}
+        return pipeline(
+            **flux_prompt(seed),
+            **(negative if true_cfg > 1 else {}),
+            true_cfg_scale=true_cfg,
+            height=height,
+            width=16,
+            num_inference_steps=steps,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+            **options,
+        ).images
+
+    def interrupt(pipeline, step, timestep, kwargs):
+        pipeline._interrupt = step >= 4
+        return kwargs
+
+    config = FoCaCacheConfig(cache_interval=3)
+    pipeline = tiny_flux_pipeline()
+    apply_foca_cache(pipeline, config)
+    for change in (
+        {},
+        {"seed": 3},
+        {"height": 32},
+        {"steps": 7},
+        {"true_cfg": 3.0},
+        {"true_cfg": 3.0, "seed": 5},
+        {"callback_on_step_end": interrupt},
+        {},
+    ):
+        fresh = tiny_flux_pipeline()
+        apply_foca_cache(fresh, config)
+        assert torch.equal(generate(pipeline, **change), generate(fresh, **change)), change
+    assert foca_cache_stats(pipeline)["skipped_steps"] > 20

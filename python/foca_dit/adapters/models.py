@@ -13,8 +13,11 @@ from foca_dit.adapters.spec import BlockGroup, Feature, ModelSpec
 
 def _dit_conditioning(block: torch.nn.Module, arguments: Mapping[str, Any]) -> torch.Tensor:
     """Every DiT block embeds timestep and class by itself."""
+    timestep = arguments["timestep"]
+    if timestep.stride(0) == 0:
+        timestep = timestep[:1]  # one timestep, expanded to the batch: embed it once
     embedding = block.get_submodule("norm1.emb")(
-        arguments["timestep"],
+        timestep,
         arguments["class_labels"],
         hidden_dtype=arguments["hidden_states"].dtype,
     )

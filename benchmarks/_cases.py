@@ -1,0 +1,243 @@
+"""The measured cases: inputs, bytes, and the providers that compute the same thing."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import _plain as plain
+import torch
+from _measure import Call
+
+from foca_kernels import backend_report, bytes_moved
+from foca_kernels.registry import FUNCTIONS
+
+Inputs = dict[str, Any]
+Provider = Callable[[Inputs], Call]
+BF16 = torch.bfloat16
+
+
+@dataclass
+class Case:
+    """One operator on one size. ``inputs`` makes a fresh set; a provider makes a call of a set."""
+
+    name: str
+    shape: Sequence[int]
+    inputs: Callable[[], Inputs]
+    nbytes: Callable[[Inputs], int]
+    providers: dict[str, Provider] = field(default_factory=dict)
+
+
+def kernel_providers(device: str) -> dict[str, dict[str, Callable[..., Any]]]:
+    """By provider, the function of every overload on this device."""
+    kind = torch.device(device).type
+    serving = backend_report()[kind.upper()]["backend"]
+    name = {"cpp": f"{kind}-cpp"}.get(serving, serving)
+    found = {name: {f: _overload(n) for n, f in FUNCTIONS.items()}}
+    if kind == "cuda" and serving != "triton":
+        try:
+            module = importlib.import_module("foca_kernels.triton_ops")
+        except ImportError:
+            return found
+        found["triton"] = {f: getattr(module, f) for f in FUNCTIONS.values()}
+    return found
+
+
+def _overload(name: str) -> Any:
+    op, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.foca, op), overload or "default")
+
+
+def kernel_calls(function: str, device: str) -> dict[str, Provider]:
+    def bind(f: Callable[..., Any]) -> Provider:
+        if function == "forecast_out":
+            return lambda i: lambda: f(i["history"], i["weights"], out=i["out"])
+        return lambda i: lambda: f(*i.values())
+
+    return {p: bind(fs[function]) for p, fs in kernel_providers(device).items()}
+
+
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+class Maker:
+    """Tensors like those of a model: unit scale, on one device and in bfloat16."""
+
+    def __init__(self, device: str, dtype: torch.dtype = BF16) -> None:
+        self.device, self.dtype = device, dtype
+
+    def __call__(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=self.dtype, device=self.device)
+
+    def many(self, n: int, shape: Sequence[int]) -> list[torch.Tensor]:
+        return [self(*shape) for _ in range(n)]
+
+    def small(self, values: Any) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+
+WEIGHTS = (1.0, 2.0, 0.375)  # FoCa two steps past the anchor, feedback 1/2
+# FoCa's commit after a gap of 3, and the second difference as a reduced row.
+TRANSITION = (
+    (0.0, 0.0, 0.0, 1.0),
+    (-1 / 3, 0.0, 0.0, 1 / 3),
+    (-2 / 3, -2.0, -0.375, 2 / 3),
+)
+STATS_ROWS = ((-1 / 9, -1 / 3, 0.0, 1 / 9), (-2 / 3, -2.0, -0.375, 2 / 3))
+
+
+def forecast_case(shape: Sequence[int], device: str) -> Case:
+    make = Maker(device)
+    compiled = _compiled(plain.float32_forecast)
+
+    def peer(i: Inputs) -> Call:
+        state = plain.cache_dit_state()()
+        state.F_k, state.F_km1, state.F_full = i["history"]
+        state.F_full_prev, state.current_step, state.last_full_step = i["out"], 2, 1
+        return state.approximate
+
+    case = Case(
+        "forecast K=3",
+        shape,
+        lambda: {
+            "history": make.many(3, shape),
+            "weights": make.small(WEIGHTS),
+            "out": make(*shape),
+        },
+        lambda i: bytes_moved.forecast(i["history"], i["weights"]),
+        {
+            **kernel_calls("forecast_out", device),
+            "eager": lambda i: lambda: plain.chain_forecast(i["history"], WEIGHTS, i["out"]),
+            "eager-float32": lambda i: lambda: plain.float32_forecast(*i.values()),
+            "compile": lambda i: lambda: compiled(*i.values()),
+        },
+    )
+    if plain.cache_dit_state():
+        case.providers["cache-dit"] = peer
+    return case
+
+
+def calibrate_case(shape: Sequence[int], device: str) -> Case:
+    make = Maker(device)
+    compiled = _compiled(plain.float32_calibrate)
+
+    def tensors(i: Inputs) -> list[torch.Tensor]:
+        return [i["f_k"], i["f_km1"], i["d_anchor"]]
+
+    return Case(
+        "forecast_calibrate",
+        shape,
+        lambda: {
+            "f_k": make(*shape),
+            "f_km1": make(*shape),
+            "d_anchor": make(*shape),
+            "steps": make.small([1.0, 1.0]),
+        },
+        lambda i: bytes_moved.forecast_calibrate(i["f_k"]),
+        {
+            **kernel_calls("forecast_calibrate_tensor", device),
+            "eager": lambda i: lambda: plain.chain_calibrate(*tensors(i), 1.0, 1.0),
+            "eager-float32": lambda i: lambda: plain.float32_calibrate(*i.values()),
+            "compile": lambda i: lambda: compiled(*i.values()),
+        },
+    )
+
+
+def calibrate_list_case(n: int, shape: Sequence[int], device: str) -> Case:
+    make = Maker(device)
+
+    def lists(i: Inputs) -> list[list[torch.Tensor]]:
+        return [i["f_k"], i["f_km1"], i["d_anchor"]]
+
+    return Case(
+        f"forecast_calibrate list n={n}",
+        shape,
+        lambda: {
+            "f_k": make.many(n, shape),
+            "f_km1": make.many(n, shape),
+            "d_anchor": make.many(n, shape),
+            "steps": make.small([1.0, 1.0]),
+        },
+        lambda i: sum(map(bytes_moved.forecast_calibrate, i["f_k"])),
+        {
+            **kernel_calls("forecast_calibrate_list", device),
+            "foreach": lambda i: lambda: plain.foreach_calibrate(*lists(i), 1.0, 1.0),
+        },
+    )
+
+
+def residual_case(n_features: int, shape: Sequence[int], device: str, rivals: bool) -> Case:
+    make = Maker(device)
+    compiled = _compiled(plain.float32_residual)
+    case = Case(
+        f"forecast_residual_ L={n_features} K=3",
+        shape,
+        lambda: {
+            "x": make(*shape),
+            "history": make.many(3 * n_features, shape),
+            "weights": make.small(WEIGHTS),
+            "gates": [1e-3 * g for g in make.many(n_features, (shape[0], 1, shape[2]))],
+        },
+        lambda i: bytes_moved.forecast_residual_(*i.values()),
+        kernel_calls("forecast_residual_", device),
+    )
+    case.providers["eager"] = lambda i: (
+        lambda: plain.chain_residual(i["x"], i["history"], WEIGHTS, i["gates"])
+    )
+    if rivals:  # hundreds of inputs would take minutes to compile
+        case.providers["eager-float32"] = lambda i: lambda: plain.float32_residual(*i.values())
+        case.providers["compile"] = lambda i: lambda: compiled(*i.values())
+    return case
+
+
+def packed_case(n_features: int, shape: Sequence[int], device: str) -> Case:
+    make = Maker(device)
+    return Case(
+        f"forecast_residual_ packed L={n_features} K=3",
+        shape,
+        lambda: {
+            "x": make(*shape),
+            "history": make(n_features, 3, *shape),
+            "weights": make.small(WEIGHTS),
+            "gates": 1e-3 * make(n_features, shape[0], shape[2]),
+        },
+        lambda i: bytes_moved.forecast_residual_packed_(*i.values()),
+        kernel_calls("forecast_residual_packed_", device),
+    )
+
+
+def commit_case(n_stats: int, shape: Sequence[int], device: str) -> Case:
+    make = Maker(device)
+    rows = [*TRANSITION, *STATS_ROWS[:n_stats]]
+    compiled = _compiled(plain.float32_commit)
+
+    def peer(i: Inputs) -> Call:
+        state = plain.cache_dit_state()()
+        state.F_k, state.F_km1, state.F_full = i["history"]
+        return lambda: state.update(i["feature"])
+
+    case = Case(
+        f"commit_ K=3 R={n_stats}",
+        shape,
+        lambda: {
+            "feature": make(*shape),
+            "history": make.many(3, shape),
+            "transition": make.small(rows),
+            "stats": torch.zeros(n_stats, device=device) if n_stats else None,
+        },
+        lambda i: bytes_moved.commit_(i["feature"], i["history"], i["transition"]),
+        {
+            **kernel_calls("commit_", device),
+            "eager": lambda i: (
+                lambda: plain.chain_commit(i["feature"], i["history"], rows, i["stats"])
+            ),
+            "eager-float32": lambda i: lambda: plain.float32_commit(*i.values()),
+            "compile": lambda i: lambda: compiled(*i.values()),
+        },
+    )
+    if plain.cache_dit_state() and not n_stats:
+        case.providers["cache-dit"] = peer
+    return case

@@ -1,0 +1,150 @@
+"""What the benchmarks share: where a number comes from, how it is timed, how it is kept.
+
+Run with OMP_WAIT_POLICY=PASSIVE (``make bench`` does): on a busy machine spinning OpenMP threads
+turn a millisecond into eight.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Call = Callable[[], Any]
+
+RESULTS = Path(__file__).with_name("results")
+
+# Buffers are rotated until a round touches this much: five times the L2 cache of an H200 (50 MB),
+# and more than the last-level caches of most processors. Every call then finds its data cold.
+COLD_BYTES = 256 << 20
+
+GPU_CLOCK_HZ = 2e9  # only sets how long a spinning kernel holds the queue back
+
+
+def _output_of(*command: str) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip().splitlines()[0] if done.stdout.strip() else "unknown"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """What every row of results is marked with: device, versions, commit, date."""
+    cuda = torch.device(device).type == "cuda"
+    driver = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "driver": _output_of(*driver) if cuda else "none",
+        "commit": os.environ.get("FOCA_COMMIT")
+        or _output_of("git", "rev-parse", "--short", "HEAD"),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+class Results:
+    """Rows that are on disk as soon as they are measured: a run that is cut off loses nothing."""
+
+    def __init__(self, path: Path | None, device: str) -> None:
+        self.path = path
+        self.common = environment(device)
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, **row: Any) -> None:
+        self.rows.append({**row, **self.common})
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(self.rows, indent=1) + "\n")
+        part.replace(self.path)
+
+
+def rotations(nbytes: int) -> int:
+    """How many sets of buffers make the data cold."""
+    return max(1, min(64, math.ceil(COLD_BYTES / max(nbytes, 1))))
+
+
+def _cpu_ms(calls: Sequence[Call]) -> float:
+    started = time.perf_counter()
+    for call in calls:
+        call()
+    return 1e3 * (time.perf_counter() - started) / len(calls)
+
+
+def _cuda_ms(calls: Sequence[Call], hold_s: float) -> float:
+    """Time on the device alone: the queue is held back until all calls are in it."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(int(hold_s * GPU_CLOCK_HZ))
+    start.record()
+    for call in calls:
+        call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / len(calls)
+
+
+def time_in_turn(runs: dict[str, Sequence[Call]], device: str, rounds: int) -> dict[str, float]:
+    """Milliseconds per call of each run, one round of each after the other.
+
+    Args:
+        runs: By name, one call for each set of rotated buffers.
+        device: On the CPU the result is the best round, since other processes only ever add time;
+            on CUDA it is the median of times taken by events on the device.
+        rounds: How often each run is timed.
+    """
+    cuda = torch.device(device).type == "cuda"
+    hold = {}
+    for name, calls in runs.items():  # compiles, fills caches, and tells how long queueing takes
+        _cpu_ms(calls)
+        if cuda:
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            for call in calls:
+                call()
+            hold[name] = min(0.5, 1.5 * (time.perf_counter() - started) + 1e-4)
+            torch.cuda.synchronize()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, calls in runs.items():
+            times[name].append(_cuda_ms(calls, hold[name]) if cuda else _cpu_ms(calls))
+    pick = statistics.median if cuda else min
+    return {name: float(pick(values)) for name, values in times.items()}
+
+
+def copy_calls(nbytes: int, device: str, n_sets: int) -> list[Call]:
+    """Device copies that move ``nbytes`` each, half read and half written: the yardstick."""
+    n = max(1, nbytes // 4)
+    sets = [torch.ones(2, n, dtype=torch.bfloat16, device=device) for _ in range(n_sets)]
+    return [lambda s=s: s[1].copy_(s[0]) for s in sets]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of one case, as text."""
+    lines = [f"{'provider':<16}{'ms':>10}{'GB/s':>9}{'of a copy':>11}"]
+    for row in rows:
+        share = row["gbs"] / row["copy_gbs"]
+        lines.append(f"{row['provider']:<16}{row['ms']:>10.4f}{row['gbs']:>9.1f}{share:>11.0%}")
+    return "\n".join(lines)

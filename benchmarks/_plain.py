@@ -1,0 +1,115 @@
+"""The same computations in PyTorch, as one would write them: what the kernels are held against.
+
+``chain_*`` rounds to the tensors' dtype after every operation, as straightforward code does.
+``float32_*`` computes in float32 and rounds once, as the kernels do; compiled, it is the rival.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Inputs = dict[str, Any]
+
+
+def _rows(weights: Tensor, n_features: int) -> Tensor:
+    return weights.expand(n_features, weights.shape[-1])
+
+
+def chain_forecast(history: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    torch.mul(history[0], weights[0], out=out)
+    for slot, weight in zip(history[1:], weights[1:], strict=True):
+        out.add_(slot, alpha=weight)
+
+
+def float32_forecast(history: Sequence[Tensor], weights: Tensor, out: Tensor) -> None:
+    out.copy_(float32_sum(history, weights))
+
+
+def float32_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
+    acc = tensors[0].float() * weights[0]
+    for p in range(1, len(tensors)):
+        acc = acc + tensors[p].float() * weights[p]
+    return acc
+
+
+def chain_calibrate(f_k: Tensor, f_km1: Tensor, d_anchor: Tensor, h: float, h_prev: float) -> None:
+    f_km1.copy_(f_k + 0.5 * h * (d_anchor + (f_k - f_km1) / h_prev))
+
+
+def float32_calibrate(f_k: Tensor, f_km1: Tensor, d_anchor: Tensor, steps: Tensor) -> None:
+    now = f_k.float()
+    slope = (now - f_km1.float()) / steps[1]
+    f_km1.copy_(now + 0.5 * steps[0] * (d_anchor.float() + slope))
+
+
+def foreach_calibrate(
+    f_k: list[Tensor], f_km1: list[Tensor], d_anchor: list[Tensor], h: float, h_prev: float
+) -> None:
+    slope = torch._foreach_sub(f_k, f_km1)
+    torch._foreach_mul_(slope, 1 / h_prev)
+    torch._foreach_add_(slope, d_anchor)
+    torch._foreach_mul_(slope, 0.5 * h)
+    torch._foreach_add_(slope, f_k)
+    torch._foreach_copy_(f_km1, slope)
+
+
+def chain_residual(
+    x: Tensor, history: Sequence[Tensor], weights: Sequence[float], gates: Sequence[Tensor]
+) -> None:
+    k = len(weights)
+    for i, gate in enumerate(gates):
+        feature = history[i * k] * weights[0]
+        for p in range(1, k):
+            feature.add_(history[i * k + p], alpha=weights[p])
+        x.addcmul_(gate, feature)
+
+
+def float32_residual(
+    x: Tensor, history: Sequence[Tensor], weights: Tensor, gates: Sequence[Tensor]
+) -> None:
+    k = weights.shape[-1]
+    rows = _rows(weights, len(gates))
+    acc = x.float()
+    for i, gate in enumerate(gates):
+        acc = acc + gate.float() * float32_sum(history[i * k : (i + 1) * k], rows[i])
+    x.copy_(acc)
+
+
+def chain_commit(
+    feature: Tensor, history: Sequence[Tensor], transition: list[list[float]], stats: Tensor | None
+) -> None:
+    old = [*history, feature]
+    rows = []
+    for weights in transition:
+        row = old[0] * weights[0]
+        for slot, weight in zip(old[1:], weights[1:], strict=True):
+            row.add_(slot, alpha=weight)
+        rows.append(row)
+    for slot, row in zip(history, rows, strict=False):
+        slot.copy_(row)
+    if stats is not None:
+        norms = torch._foreach_norm([row.float() for row in rows[len(history) :]])
+        stats.copy_(torch.stack(norms).square())
+
+
+def float32_commit(
+    feature: Tensor, history: Sequence[Tensor], transition: Tensor, stats: Tensor | None
+) -> None:
+    rows = [float32_sum([*history, feature], weights) for weights in transition]
+    if stats is not None:
+        stats.copy_(torch.stack([row.square().sum() for row in rows[len(history) :]]))
+    for slot, row in zip(history, rows, strict=False):
+        slot.copy_(row)
+
+
+def cache_dit_state() -> Callable[[], Any] | None:
+    """The state class of cache-dit's FoCa calibrator (1.5.3), or None where it is not installed."""
+    try:
+        from cache_dit.caching.cache_contexts.calibrators.foca import FoCaState
+    except ImportError:
+        return None
+    return FoCaState

@@ -1,0 +1,131 @@
+"""What a skipped step costs beside a full one, and what is left of the ideal speedup end to end.
+
+    python benchmarks/skip.py [--batch 64] [--interval 5] [--out FILE.json]
+
+On the shipped Fashion-MNIST DiT, everything in one run: the time of a full step, of a skipped step
+at each granularity, and of whole generations with and without the cache. The ideal speedup is
+steps / full steps, as if a skipped step were free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from _measure import environment
+
+from foca_dit import (
+    FoCaCacheConfig,
+    FullSteps,
+    apply_foca_cache,
+    foca_cache_stats,
+    remove_foca_cache,
+)
+from foca_dit.analysis.sampling import sample
+from foca_dit.cli.demo import load
+from foca_dit.config import GRANULARITIES
+
+WEIGHTS = Path(__file__).parents[1] / "examples/fashion_dit/weights"
+
+
+@torch.inference_mode()
+def step_times(model, x, labels, steps: int) -> list[float]:
+    """Milliseconds of each of `steps` calls along a slowly changing trajectory."""
+    times = []
+    for step in range(steps):
+        t = torch.full((len(x),), 1000.0 - 10 * step)
+        started = time.perf_counter()
+        model(x, timestep=t, class_labels=labels)
+        times.append(1e3 * (time.perf_counter() - started))
+    return times
+
+
+def generation(model, scheduler, noise, labels, steps: int) -> Callable[[], float]:
+    def run() -> float:
+        started = time.perf_counter()
+        sample(model, scheduler, noise, labels, steps)
+        return time.perf_counter() - started
+
+    return run
+
+
+def best_in_turn(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """Best of several rounds, one run of each per round: a busy moment hits all alike."""
+    rounds = [{name: run() for name, run in runs.items()} for _ in range(repeats)]
+    return {name: min(times[name] for times in rounds) for name in runs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=WEIGHTS)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--interval", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the rows as JSON")
+    args = parser.parse_args()
+
+    model, scheduler = load(args.model)
+    noise = torch.randn(args.batch, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(args.batch) % 10
+    step_times(model, noise, labels, 3)
+    rows = []
+
+    full_ms = statistics.median(step_times(model, noise, labels, 15))
+    print(f"full step: {full_ms:.1f} ms (batch {args.batch}, {torch.get_num_threads()} threads)")
+    for granularity in GRANULARITIES:
+        apply_foca_cache(
+            model, FoCaCacheConfig(granularity=granularity, schedule=FullSteps([0, 1, 2]))
+        )
+        skipped_ms = statistics.median(step_times(model, noise, labels, 40)[5:])
+        stats = foca_cache_stats(model)
+        assert stats["full_steps"] == 3, stats
+        assert stats["skipped_steps"] == 37, stats
+        remove_foca_cache(model)
+        share = skipped_ms / full_ms
+        rows.append(
+            {"case": "skipped step", "granularity": granularity, "full_ms": full_ms}
+            | {"skipped_ms": skipped_ms, "share": share, "cache_mb": stats["nbytes"] / 1e6}
+        )
+        print(f"skipped step, {granularity:<7}{skipped_ms:>7.2f} ms {share:>7.2%} of a full step")
+
+    def cached(granularity: str) -> Callable[[], float]:
+        def run() -> float:
+            apply_foca_cache(
+                model, FoCaCacheConfig(granularity=granularity, cache_interval=args.interval)
+            )
+            seconds = generation(model, scheduler, noise, labels, args.steps)()
+            counts[granularity] = foca_cache_stats(model)["full_steps"]
+            remove_foca_cache(model)
+            return seconds
+
+        return run
+
+    counts: dict[str, int] = {}
+    runs = {"full": generation(model, scheduler, noise, labels, args.steps)}
+    runs |= {granularity: cached(granularity) for granularity in GRANULARITIES}
+    seconds = best_in_turn(runs, args.repeats)
+    for granularity in GRANULARITIES:
+        speedup, ideal = seconds["full"] / seconds[granularity], args.steps / counts[granularity]
+        rows.append(
+            {"case": "generation", "granularity": granularity, "interval": args.interval}
+            | {"full_steps": counts[granularity], "steps": args.steps}
+            | {"full_s": seconds["full"], "cached_s": seconds[granularity]}
+            | {"speedup": speedup, "ideal": ideal, "of_ideal": speedup / ideal}
+        )
+        print(
+            f"N = {args.interval}, {granularity:<7} {speedup:.2f}x of ideal {ideal:.2f}x "
+            f"({speedup / ideal:.1%})"
+        )
+    if args.out:
+        record = {"environment": environment(), "batch": args.batch, "rows": rows}
+        args.out.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
