@@ -108,7 +108,7 @@ def test_cache_context_names_the_branches():
 
 
 def test_pipeline_through_changes_and_an_interruption():
-    """Another prompt, size, step count, guidance, and a run cut short: each as from a fresh cache."""
+    """Another prompt, size, step count, guidance, a run cut short: each as from a fresh cache."""
 
     def generate(pipeline, height=16, steps=10, true_cfg=1.0, seed=0, **options):
         negative = {f"negative_{key}": value for key, value in flux_prompt(seed + 1).items()}
