@@ -53,7 +53,7 @@ def _define() -> None:
 
 def _load_library(device: str) -> str | None:
     """Loads the C++ kernels for a device; returns why that failed, or None."""
-    path = Path(__file__).with_name(LIBRARIES[device])
+    path = Path(__file__).parent / LIBRARIES[device]
     if not path.exists():
         return f"{path.name} is not built (see CONTRIBUTING.md)"
     try:
