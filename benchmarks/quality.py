@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from pathlib import Path
 
 import torch
-from _measure import environment
+from _measure import RESULTS, Results
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tqdm import tqdm
 
@@ -49,7 +48,7 @@ def main() -> None:
     parser.add_argument("--intervals", type=int, nargs="+", default=[2, 3, 5, 7])
     parser.add_argument("--granularity", choices=GRANULARITIES, default="stack")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="write the rows as JSON")
+    parser.add_argument("--out", type=Path, default=RESULTS / "quality-schemes.json")
     args = parser.parse_args()
 
     model, _ = load(args.model)
@@ -60,14 +59,21 @@ def main() -> None:
     def draw(shift: float, steps: int) -> torch.Tensor:
         return sample(model, FlowMatchEulerDiscreteScheduler(shift=shift), noise, labels, steps)
 
-    rows = []
+    results = Results(args.out, "cpu")
     settings = list(itertools.product(SHIFTS, TIMES, SCHEMES, args.intervals))
     full = {shift: draw(shift, args.steps) for shift in SHIFTS}
     for shift, interval in itertools.product(SHIFTS, args.intervals):
         config = FoCaCacheConfig(cache_interval=interval)
         steps = len(config.resolve().schedule.full_steps(args.steps))
-        row = {"scheme": "fewer steps", "time": "-", "shift": shift, "interval": interval}
-        rows.append(row | {"full_steps": steps, "psnr": psnr(draw(shift, steps), full[shift])})
+        decibels = psnr(draw(shift, steps), full[shift])
+        results.add(
+            scheme="fewer steps",
+            time="-",
+            shift=shift,
+            interval=interval,
+            full_steps=steps,
+            psnr=decibels,
+        )
     for shift, time, name, interval in tqdm(settings, unit="run"):
         if name == "reuse" and time != "step":
             continue  # it knows no time
@@ -78,14 +84,18 @@ def main() -> None:
         images = draw(shift, args.steps)
         remove_foca_cache(model)
         steps = len(config.resolve().schedule.full_steps(args.steps))
-        row = {"scheme": name, "time": time, "shift": shift, "interval": interval}
-        rows.append(row | {"full_steps": steps, "psnr": psnr(images, full[shift])})
-
-    print(table(rows, args.intervals))
-    if args.out:
-        record = {"environment": environment(), "settings": vars(args) | {"model": "shipped"}}
-        record["settings"].pop("out")
-        args.out.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
+        results.add(
+            scheme=name,
+            time=time,
+            shift=shift,
+            interval=interval,
+            full_steps=steps,
+            psnr=psnr(images, full[shift]),
+            granularity=args.granularity,
+            images=args.images,
+        )
+    print(table(results.rows, args.intervals))
+    print(f"written: {args.out}")
 
 
 def table(rows: list[dict], intervals: list[int]) -> str:

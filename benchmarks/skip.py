@@ -10,14 +10,13 @@ steps / full steps, as if a skipped step were free.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from _measure import environment
+from _measure import RESULTS, Results
 
 from foca_dit import (
     FoCaCacheConfig,
@@ -67,14 +66,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--interval", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="write the rows as JSON")
+    parser.add_argument("--out", type=Path, default=RESULTS / "skip-cpu.json")
     args = parser.parse_args()
 
     model, scheduler = load(args.model)
     noise = torch.randn(args.batch, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(args.batch) % 10
     step_times(model, noise, labels, 3)
-    rows = []
+    results = Results(args.out, "cpu")
 
     full_ms = statistics.median(step_times(model, noise, labels, 15))
     print(f"full step: {full_ms:.1f} ms (batch {args.batch}, {torch.get_num_threads()} threads)")
@@ -88,9 +87,14 @@ def main() -> None:
         assert stats["skipped_steps"] == 37, stats
         remove_foca_cache(model)
         share = skipped_ms / full_ms
-        rows.append(
-            {"case": "skipped step", "granularity": granularity, "full_ms": full_ms}
-            | {"skipped_ms": skipped_ms, "share": share, "cache_mb": stats["nbytes"] / 1e6}
+        results.add(
+            case="skipped step",
+            granularity=granularity,
+            batch=args.batch,
+            full_ms=full_ms,
+            skipped_ms=skipped_ms,
+            share=share,
+            cache_mb=stats["nbytes"] / 1e6,
         )
         print(f"skipped step, {granularity:<7}{skipped_ms:>7.2f} ms {share:>7.2%} of a full step")
 
@@ -112,19 +116,24 @@ def main() -> None:
     seconds = best_in_turn(runs, args.repeats)
     for granularity in GRANULARITIES:
         speedup, ideal = seconds["full"] / seconds[granularity], args.steps / counts[granularity]
-        rows.append(
-            {"case": "generation", "granularity": granularity, "interval": args.interval}
-            | {"full_steps": counts[granularity], "steps": args.steps}
-            | {"full_s": seconds["full"], "cached_s": seconds[granularity]}
-            | {"speedup": speedup, "ideal": ideal, "of_ideal": speedup / ideal}
+        results.add(
+            case="generation",
+            granularity=granularity,
+            batch=args.batch,
+            interval=args.interval,
+            steps=args.steps,
+            full_steps=counts[granularity],
+            full_s=seconds["full"],
+            cached_s=seconds[granularity],
+            speedup=speedup,
+            ideal=ideal,
+            of_ideal=speedup / ideal,
         )
         print(
             f"N = {args.interval}, {granularity:<7} {speedup:.2f}x of ideal {ideal:.2f}x "
             f"({speedup / ideal:.1%})"
         )
-    if args.out:
-        record = {"environment": environment(), "batch": args.batch, "rows": rows}
-        args.out.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"written: {args.out}")
 
 
 if __name__ == "__main__":

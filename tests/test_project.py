@@ -109,3 +109,12 @@ def test_readme_code_runs(number, monkeypatch):
         diffusers.DiTPipeline, "from_pretrained", lambda *_, **__: models.tiny_dit_pipeline()
     )
     exec(compile(code_blocks()[number], f"README block {number}", "exec"), {})
+
+
+def test_readme_tables_are_the_measured_ones(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import report
+
+    text = (ROOT / "README.md").read_text()
+    assert report.MARKERS.search(text)
+    assert report.updated(text) == text, "run python benchmarks/report.py"

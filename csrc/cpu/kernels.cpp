@@ -83,7 +83,7 @@ void forecast_kernel(T* out, const Term* terms, int n_terms, std::int64_t offset
   });
 }
 
-// acc += gate * sum_p w_p h_p for one feature; acc is float32 and stays in the first-level cache.
+// acc += gate * sum_p w_p h_p for one feature; acc is float32 and stays in cache.
 // Aliasing: none. Traffic per element: n_terms reads, and the gate's where it is not shared by
 // rows.
 template <typename T, typename Gate, int kTerms>

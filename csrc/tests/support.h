@@ -159,7 +159,7 @@ inline const ResidualCase kResidualCases[] = {
     {1, 1, 1, ResidualCase::kNone},        {3, 7, 5, ResidualCase::kNone},
     {2, 49, 192, ResidualCase::kNone},     {2, 3, 5, ResidualCase::kShared},
     {3, 49, 192, ResidualCase::kShared},   {3, 49, 192, ResidualCase::kPerBatch},
-    {2, 2, 5003, ResidualCase::kPerBatch}, {2, 5, 64, ResidualCase::kFull},
+    {2, 2, 9001, ResidualCase::kPerBatch}, {2, 5, 64, ResidualCase::kFull},
     {2, 3, 9, ResidualCase::kFull},        {2, 0, 8, ResidualCase::kPerBatch},
 };
 

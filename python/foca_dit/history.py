@@ -6,7 +6,6 @@ at different steps: a mask over blocks, or a step that an exception cut short, n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -125,9 +124,4 @@ class FeatureHistories:
 
 def _host_table(values: np.ndarray) -> torch.Tensor:
     """Float64 coefficients as the small float32 host tensor that the ops take by value."""
-    if not all(math.isfinite(value) for value in values.flat):
-        raise ValueError(
-            "foca_dit: a scheme's coefficients: expected finite values, got "
-            f"{values.tolist()}: the time variable may repeat a value; try time='step'"
-        )
     return torch.from_numpy(values.astype(np.float32))

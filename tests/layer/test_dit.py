@@ -16,6 +16,8 @@ from foca_dit import (
     schemes,
 )
 from foca_dit.adapters.hooks import find_hook
+from foca_dit.history import FeatureHistories
+from foca_dit.stats import CacheStats
 
 GRANULARITIES = ("module", "stack", "output")
 
@@ -350,3 +352,39 @@ def test_pipeline(granularity, guidance_scale):
 def test_the_preset_scheme_is_the_documented_one():
     settings = FoCaCacheConfig().resolve()
     assert settings.scheme == schemes.FoCa(reading="rolling", feedback=0.5)
+
+
+def test_guidance_switched_off_part_way():
+    """Fewer calls a step may also be a generation begun anew: both start with full steps."""
+    model = apply_foca_cache(tiny_dit(), FoCaCacheConfig(granularity="stack"))
+    x = torch.randn(1, 4, 8, 8)
+    timesteps = [1000.0 - 20 * i for i in range(14)]
+    for t in timesteps[:5]:
+        _calls(model, [t, t], x)
+    _calls(model, timesteps[5:6], x)
+    actual = _calls(model, timesteps[6:], x)
+    fresh = apply_foca_cache(tiny_dit(), FoCaCacheConfig(granularity="stack"))
+    expected = _calls(fresh, timesteps[6:], x)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    (reason,) = foca_cache_stats(model)["restarts"]
+    assert "fewer calls" in reason
+
+
+def test_a_time_variable_that_stands_still_is_refused():
+    config = FoCaCacheConfig(time=lambda timestep: 1.0)
+    model = apply_foca_cache(tiny_dit(), config)
+    x = torch.randn(1, 4, 8, 8)
+    _calls(model, [1000.0], x)
+    with pytest.raises(ValueError, match="strictly monotone times"):
+        _calls(model, [900.0], x)
+
+
+def test_a_feature_that_changes_shape_begins_a_new_history():
+    stats = CacheStats()
+    histories = FeatureHistories(FoCaCacheConfig().resolve(), 1, stats)
+    for step, shape in enumerate([(2, 3), (2, 3), (4, 3)]):
+        histories.begin(step, range(step + 1))
+        histories.commit(0, torch.ones(shape))
+    assert histories.anchors == [(2,)]
+    assert histories.nbytes == 3 * 4 * 12

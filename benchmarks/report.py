@@ -1,0 +1,109 @@
+"""Writes the tables of README.md from the JSON files in benchmarks/results.
+
+    python benchmarks/report.py
+
+They stand between `<!-- measured:begin -->` and `<!-- measured:end -->`; a test holds README and
+JSON equal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+MARKERS = re.compile(r"(<!-- measured:begin -->\n).*?(<!-- measured:end -->)", re.DOTALL)
+RIVALS = ("eager", "eager-float32", "foreach", "compile", "cache-dit")
+
+
+def load(name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((RESULTS / name).read_text())
+    return rows
+
+
+def where(row: dict[str, Any]) -> str:
+    """The conditions of a measurement, for its caption."""
+    return (
+        f"{row['device']}, {row['threads']} threads, torch {row['torch']}, "
+        f"commit {row['commit']}, {row['date']}"
+    )
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def skip_tables() -> str:
+    """What a skipped step costs, and the speedup of whole generations."""
+    rows = load("skip-cpu.json")
+    steps = {row["granularity"]: row for row in rows if row["case"] == "skipped step"}
+    runs = {row["granularity"]: row for row in rows if row["case"] == "generation"}
+    any_run = next(iter(runs.values()))
+    caption = (
+        f"The demo's model on a CPU, batch {any_run['batch']}, {any_run['steps']} steps, "
+        f"N = {any_run['interval']} ({any_run['full_steps']} full steps): "
+        f"{where(any_run)} (`python benchmarks/skip.py`).\n\n"
+    )
+    return caption + markdown(
+        ["cached", "skipped step / full step", "speedup", "ideal", "of the ideal", "cache MB"],
+        [
+            [
+                f"`{name}`",
+                f"{steps[name]['share']:.1%}",
+                f"{run['speedup']:.2f}x",
+                f"{run['ideal']:.2f}x",
+                f"{run['of_ideal']:.0%}",
+                f"{steps[name]['cache_mb']:.1f}",
+            ]
+            for name, run in runs.items()
+        ],
+    )
+
+
+def op_table() -> str:
+    """How much faster each operator is than what else computes the same."""
+    rows = load("ops-cpu.json")
+    cases: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        if "gbs" in row:
+            cases.setdefault(row["case"], {})[row["provider"]] = row
+    body = []
+    for case, providers in cases.items():
+        ours = providers["cpu-cpp"]
+        ratios = [
+            f"{providers[rival]['ms'] / ours['ms']:.1f}x" if rival in providers else ""
+            for rival in RIVALS
+        ]
+        body.append([case, f"{ours['ms']:.2f}", f"{ours['gbs'] / ours['copy_gbs']:.0%}", *ratios])
+    caption = (
+        "\n\nThe operators on the CPU, 8M bfloat16 elements per tensor (lists: in all), cold "
+        "buffers: times faster than the same in eager bfloat16, in eager float32, with "
+        "`torch._foreach`, with `torch.compile`, and than the calibrator of cache-dit 1.5.3 "
+        "(whose update only clones): "
+        f"{where(rows[0])} (`python benchmarks/ops.py`).\n\n"
+    )
+    head = ["operator", "ms", "of a copy's bandwidth", *RIVALS]
+    return caption + markdown(head, body)
+
+
+def report() -> str:
+    """All measured tables of the README."""
+    gpu = (
+        "\n\nOn a GPU: not measured yet; `make bench-gpu` tests the operators on the device and "
+        "measures them.\n"
+    )
+    return skip_tables() + op_table() + gpu
+
+
+def updated(text: str) -> str:
+    """The README with its tables brought up to date."""
+    return MARKERS.sub(lambda match: match[1] + report() + match[2], text)
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(updated(readme.read_text()))

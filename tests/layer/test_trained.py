@@ -1,0 +1,52 @@
+"""The shipped, really trained model: collapsed equals module by module, and caching pays."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
+from foca_dit.adapters.hooks import find_hook
+from foca_dit.analysis.metrics import psnr
+from foca_dit.analysis.sampling import sample
+from foca_dit.cli.demo import load
+
+WEIGHTS = Path(__file__).parents[2] / "examples/fashion_dit/weights"
+
+
+@pytest.fixture(scope="module")
+def drawing():
+    model, scheduler = load(WEIGHTS)
+    noise = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+    def draw():
+        return sample(model, scheduler, noise, torch.arange(4), steps=20)
+
+    return model, draw, draw()
+
+
+@pytest.mark.parametrize("scheme", ["foca", "taylorseer"])
+def test_collapsed_equals_module_by_module(drawing, scheme):
+    model, draw, full = drawing
+    images = []
+    for collapse in (True, False):
+        apply_foca_cache(model, FoCaCacheConfig(scheme=scheme, cache_interval=4))
+        find_hook(model).collapse = collapse
+        images.append(draw())
+        assert foca_cache_stats(model)["skipped_steps"] == 12
+        remove_foca_cache(model)
+    torch.testing.assert_close(*images, rtol=1e-4, atol=1e-4)
+    assert (images[0] - full).abs().max() > 1e-2  # far more than rounding
+
+
+@pytest.mark.parametrize("granularity", ["module", "stack", "output"])
+def test_forecasting_beats_reusing(drawing, granularity):
+    model, draw, full = drawing
+    decibels = {}
+    for scheme in ("reuse", "foca"):
+        apply_foca_cache(
+            model, FoCaCacheConfig(scheme=scheme, cache_interval=3, granularity=granularity)
+        )
+        decibels[scheme] = psnr(draw(), full)
+        remove_foca_cache(model)
+    assert decibels["foca"] > decibels["reuse"] + 2
