@@ -64,9 +64,11 @@ void calibrate_kernel(T* f_k, T* f_km1, const T* d_anchor, math::CalibrateScalar
 }
 
 // out = sum_p w_p h_p over terms of one type.
-// Aliasing: none. Traffic per element: n_terms reads, 1 write.
+// Aliasing: none. Traffic per element: n_terms reads, 1 write (and, unless streamed, a read of the
+// line that is written).
 template <typename T, int kTerms>
-void forecast_kernel(T* out, const Term* terms, int n_terms, std::int64_t offset, std::int64_t n) {
+void forecast_kernel(T* out, const Term* terms, int n_terms, std::int64_t offset, std::int64_t n,
+                     bool stream) {
   const T* data[kMaxHistory];
   float weight[kMaxHistory];
   const int count = kTerms > 0 ? kTerms : n_terms;
@@ -74,13 +76,21 @@ void forecast_kernel(T* out, const Term* terms, int n_terms, std::int64_t offset
     data[p] = static_cast<const T*>(terms[p].data) + offset;
     weight[p] = terms[p].weight;
   }
-  for_each_vector(n, [&](std::int64_t i, auto extent) __attribute__((always_inline)) {
+  const auto body = [&](std::int64_t i, auto extent) __attribute__((always_inline)) {
     Float acc = {};
     for (int p = 0; p < count; ++p) {
       acc = math::add_term(acc, weight[p], load(data[p] + i, extent));
     }
     store(out + i, acc, extent);
-  });
+  };
+  if (!stream) return for_each_vector(n, body);
+  const auto misplaced = reinterpret_cast<std::uintptr_t>(out) / sizeof(T) % kLanes;
+  std::int64_t i = misplaced == 0 ? 0 : kLanes - static_cast<std::int64_t>(misplaced);
+  if (i > n) i = n;
+  if (i > 0) body(0, Tail{static_cast<int>(i)});
+  for (; i + kLanes <= n; i += kLanes) body(i, Streamed{});
+  if (i < n) body(i, Tail{static_cast<int>(n - i)});
+  end_stream();
 }
 
 // acc += gate * sum_p w_p h_p for one feature; acc is float32 and stays in cache.
@@ -288,12 +298,12 @@ void calibrate(const CalibrateTensors& tensors, ScalarType dtype, bool rotate,
 }
 
 void forecast(void* out, const Term* terms, int n_terms, ScalarType dtype, std::int64_t begin,
-              std::int64_t end) {
+              std::int64_t end, bool stream) {
   with_type(dtype, [&](auto type) __attribute__((always_inline)) {
     using T = decltype(type);
     with_count(n_terms, [&](auto count) __attribute__((always_inline)) {
       forecast_kernel<T, decltype(count)::value>(static_cast<T*>(out) + begin, terms, n_terms,
-                                                 begin, end - begin);
+                                                 begin, end - begin, stream);
     });
   });
 }

@@ -44,8 +44,9 @@ struct KernelTable {
   const char* name;
   void (*calibrate)(const CalibrateTensors& tensors, ScalarType dtype, bool rotate,
                     math::CalibrateScalars scalars, std::int64_t begin, std::int64_t end);
+  // stream: write past the caches.
   void (*forecast)(void* out, const Term* terms, int n_terms, ScalarType dtype, std::int64_t begin,
-                   std::int64_t end);
+                   std::int64_t end, bool stream);
   // At most kResidualBlock elements.
   void (*residual)(const ForecastResidualArgs& args, const FeatureTerms* features, int n_features,
                    std::int64_t begin, std::int64_t end);

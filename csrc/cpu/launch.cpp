@@ -13,6 +13,8 @@ namespace {
 constexpr std::int64_t kChunk = 16384;
 // Fewer elements than this are not worth waking a thread (the same as at::internal::GRAIN_SIZE).
 constexpr std::int64_t kGrainElements = 32768;
+// A result of this size would push its own inputs out of the caches: it is written past them.
+constexpr std::int64_t kStreamBytes = 8 << 20;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -71,8 +73,11 @@ void launch_forecast(const ForecastArgs& args, const float* weights, ParallelFor
   const KernelTable& table = kernels();
   Term terms[kMaxHistory];
   const int n_terms = nonzero_terms(terms, args.history, weights, args.k);
+  const std::int64_t size = args.dtype == ScalarType::kFloat32 ? 4 : 2;
+  const bool aligned = reinterpret_cast<std::uintptr_t>(args.out) % size == 0;
+  const bool stream = aligned && args.numel * size >= kStreamBytes;
   parallel_for(parallel, args.numel, kGrainElements, [&](std::int64_t begin, std::int64_t end) {
-    table.forecast(args.out, terms, n_terms, args.dtype, begin, end);
+    table.forecast(args.out, terms, n_terms, args.dtype, begin, end, stream);
   });
 }
 

@@ -46,6 +46,9 @@ struct Tail {
   int count;
 };
 
+// A full vector that is stored past the caches; its address is a multiple of its size in memory.
+struct Streamed : Full {};
+
 template <typename Raw, typename Extent>
 FOCA_SIMD Raw load_raw(const void* src, Extent extent) {
   Raw raw = {};
@@ -56,6 +59,25 @@ FOCA_SIMD Raw load_raw(const void* src, Extent extent) {
 template <typename Raw, typename Extent>
 FOCA_SIMD void store_raw(void* dst, Raw raw, Extent extent) {
   __builtin_memcpy(dst, &raw, sizeof(Raw) / kLanes * extent.count);
+}
+
+template <typename Raw>
+FOCA_SIMD void store_raw(void* dst, Raw raw, Streamed) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Raw) == 64) return _mm512_stream_si512((__m512i*)dst, (__m512i)raw);
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(Raw) == 32) return _mm256_stream_si256((__m256i*)dst, (__m256i)raw);
+  if constexpr (sizeof(Raw) == 16) return _mm_stream_si128((__m128i*)dst, (__m128i)raw);
+#endif
+  __builtin_memcpy(dst, &raw, sizeof(Raw));
+}
+
+// Orders streamed stores before whatever tells another thread that they are done.
+FOCA_SIMD void end_stream() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
 }
 
 // Between 16 and 32 bits per lane. Intrinsics, because GCC 12 splits __builtin_convertvector in

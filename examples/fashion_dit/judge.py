@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=HERE / "weights")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance-scale", type=float, default=1.0)
+    parser.add_argument("--guidance-scale", type=float, default=1.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     args = parser.parse_args()
