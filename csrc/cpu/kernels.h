@@ -36,8 +36,8 @@ struct Transition {
 };
 
 // Elements of x whose float32 sums are held in cache by `residual`: 64 KiB. Shorter blocks restart
-// the hardware prefetcher too often: for x [64, 49, 192] float32, L = 14, K = 3 on two threads of an
-// AMD EPYC (Zen 4), November 2026, otherwise idle, the median of 60 calls was 28 GB/s with 2048,
+// the hardware prefetcher too often: for x [64, 49, 192] float32, L = 14, K = 3 on two threads of
+// an AMD EPYC (Zen 4), November 2026, otherwise idle, the median of 60 calls was 28 GB/s with 2048,
 // 29 to 33 with 8192, 35 with 16384 and 32 with 32768, beside a copy of 29 to 32.
 constexpr std::int64_t kResidualBlock = 16384;
 
