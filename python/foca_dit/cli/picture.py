@@ -31,10 +31,13 @@ def draw(rows: list[Row], steps: int) -> Image.Image:
     line = size + LINE_GAP
     width = MARGIN * 2 + LABEL_WIDTH + columns * (size + 4)
     height = MARGIN * 2 + 58 + line * len(rows)
-    canvas = Image.new("RGB", (max(width, 620), height), "white")
+    canvas = Image.new("RGB", (max(width, 860), height), "white")
     pen = ImageDraw.Draw(canvas)
     pen.text((MARGIN, MARGIN), TITLE, fill="black", font=large)
-    note = f"Each line starts from the same noise. The top line computes all {steps} steps."
+    note = (
+        f"Each line starts from the same noise. The top line computes all {steps} steps; dB says how "
+        "close the others stay to it (40 and more: no eye can tell)."
+    )
     pen.text((MARGIN, MARGIN + 26), note, fill="#555555", font=small)
     for index, row in enumerate(rows):
         top = MARGIN + 58 + index * line
