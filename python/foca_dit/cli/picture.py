@@ -36,7 +36,7 @@ def draw(rows: list[Row], steps: int) -> Image.Image:
     pen.text((MARGIN, MARGIN), TITLE, fill="black", font=large)
     note = (
         f"Each line starts from the same noise. The top line computes all {steps} steps; dB says how "
-        "close the others stay to it (40 and more: no eye can tell)."
+        "close the others stay to it (higher is closer)."
     )
     pen.text((MARGIN, MARGIN + 26), note, fill="#555555", font=small)
     for index, row in enumerate(rows):
