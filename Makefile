@@ -25,11 +25,11 @@ FOCA_CUDA_ARCHS ?= $(GPU_ARCHS)
 BUILD_ENV := $(if $(FOCA_BUILD_CUDA),FOCA_BUILD_CUDA=$(FOCA_BUILD_CUDA)) \
 	$(if $(FOCA_CUDA_ARCHS),FOCA_CUDA_ARCHS="$(FOCA_CUDA_ARCHS)")
 
-.PHONY: help demo test test-slow lint format bench bench-gpu wheel clean
+.PHONY: help demo test test-cpp test-slow lint format bench bench-gpu wheel clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,/^$$/p'
-	@echo "Targets: demo test test-slow lint format bench bench-gpu wheel clean"
+	@echo "Targets: demo test test-cpp test-slow lint format bench bench-gpu wheel clean"
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -44,13 +44,27 @@ $(VENV)/built: $(VENV)/installed $(SOURCES)
 	  --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 
+# The tests also read the machine code of the CUDA kernels, where something can compile them.
+$(VENV)/built-for-tests: $(VENV)/built
+	@if [ -z "$(GPU_ARCHS)" ] && command -v nvcc > /dev/null; then \
+	  FOCA_BUILD_CUDA=1 FOCA_CUDA_ARCHS=90 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install \
+	    --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .; fi
+	@touch $@
+
 demo: $(VENV)/built
 	$(BIN)/foca-dit demo --out demo.png
 
-test: $(VENV)/built
+test: $(VENV)/built-for-tests test-cpp
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
-test-slow: $(VENV)/built
+# The torch-free part, as a C++ engine builds it.
+test-cpp: $(VENV)/installed
+	@$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" \
+	  -DFOCA_BUILD_TESTS=ON > /dev/null
+	@$(BIN)/cmake --build build/cpp > /dev/null
+	$(BIN)/ctest --test-dir build/cpp --output-on-failure --quiet
+
+test-slow: $(VENV)/built-for-tests
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/built
