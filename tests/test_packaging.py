@@ -1,0 +1,46 @@
+"""Installing without a compiler, and the sentences that name the way out."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def wheel(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps"]
+    return subprocess.run(
+        [*command, "-w", str(folder), str(ROOT)],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_without_a_build_the_wheel_is_pure_python(tmp_path):
+    """Also where libraries of an earlier build stand in the tree."""
+    done = wheel(tmp_path, FOCA_SKIP_BUILD="1")
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("*.whl")
+    assert file.name.endswith("-py3-none-any.whl")
+    names = zipfile.ZipFile(file).namelist()
+    assert {"foca_kernels/reference.py", "foca_dit/py.typed"} <= set(names)
+    assert not [name for name in names if name.endswith(".so")]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"FOCA_BUILD_CUDA": "yes"}, "FOCA_BUILD_CUDA: expected 0 or 1, got 'yes'"),
+        ({"CXX": "/nowhere/c++"}, "no C++ compiler was found: install g++ or clang++, or set"),
+    ],
+)
+def test_what_stops_a_build_says_so(tmp_path, variables, message):
+    done = wheel(tmp_path, **variables)
+    assert done.returncode != 0
+    assert message in done.stderr + done.stdout
