@@ -10,9 +10,9 @@ steps / full steps, as if a skipped step were free.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,7 +25,6 @@ from foca_dit import (
     foca_cache_stats,
     remove_foca_cache,
 )
-from foca_dit.analysis.sampling import sample
 from foca_dit.cli.demo import load
 from foca_dit.config import GRANULARITIES
 
@@ -44,23 +43,24 @@ def step_times(model, x, labels, steps: int) -> list[float]:
     return times
 
 
-def generation(model, scheduler, noise, labels, steps: int) -> Callable[[], float]:
-    def run() -> float:
-        started = time.perf_counter()
-        sample(model, scheduler, noise, labels, steps)
-        return time.perf_counter() - started
+@torch.inference_mode()
+def lockstep(models, scheduler, noise, labels, steps: int) -> dict[str, float]:
+    """Seconds of one generation by each model, all taking every step in turn.
 
-    return run
-
-
-def median_in_turn(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """Median of several rounds, one run of each per round.
-
-    Not the best: a long run meets a busy moment more surely than a short one, so that the best of
-    each would favour the short ones.
+    So a busy moment of the machine hits all alike; generations one after another would not.
     """
-    rounds = [{name: run() for name, run in runs.items()} for _ in range(repeats)]
-    return {name: statistics.median(times[name] for times in rounds) for name in runs}
+    samplers = {name: copy.deepcopy(scheduler) for name in models}
+    for sampler in samplers.values():
+        sampler.set_timesteps(steps)
+    x = dict.fromkeys(models, noise)
+    seconds = dict.fromkeys(models, 0.0)
+    for t in samplers["full"].timesteps:
+        for name, model in models.items():
+            started = time.perf_counter()
+            output = model(x[name], timestep=t.expand(len(noise)), class_labels=labels).sample
+            x[name] = samplers[name].step(output, t, x[name]).prev_sample
+            seconds[name] += time.perf_counter() - started
+    return seconds
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--interval", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS / "skip-cpu.json")
     args = parser.parse_args()
 
@@ -102,22 +102,16 @@ def main() -> None:
         )
         print(f"skipped step, {granularity:<7}{skipped_ms:>7.2f} ms {share:>7.2%} of a full step")
 
-    def cached(granularity: str) -> Callable[[], float]:
-        def run() -> float:
-            apply_foca_cache(
-                model, FoCaCacheConfig(granularity=granularity, cache_interval=args.interval)
-            )
-            seconds = generation(model, scheduler, noise, labels, args.steps)()
-            counts[granularity] = foca_cache_stats(model)["full_steps"]
-            remove_foca_cache(model)
-            return seconds
-
-        return run
-
-    counts: dict[str, int] = {}
-    runs = {"full": generation(model, scheduler, noise, labels, args.steps)}
-    runs |= {granularity: cached(granularity) for granularity in GRANULARITIES}
-    seconds = median_in_turn(runs, args.repeats)
+    models = {"full": model} | {granularity: load(args.model)[0] for granularity in GRANULARITIES}
+    for granularity in GRANULARITIES:
+        config = FoCaCacheConfig(granularity=granularity, cache_interval=args.interval)
+        apply_foca_cache(models[granularity], config)
+    rounds = [lockstep(models, scheduler, noise, labels, args.steps) for _ in range(args.repeats)]
+    seconds = {name: sum(each[name] for each in rounds) / len(rounds) for name in models}
+    counts = {
+        granularity: foca_cache_stats(models[granularity])["full_steps"] // args.repeats
+        for granularity in GRANULARITIES
+    }
     for granularity in GRANULARITIES:
         speedup, ideal = seconds["full"] / seconds[granularity], args.steps / counts[granularity]
         results.add(

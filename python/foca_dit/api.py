@@ -103,7 +103,8 @@ def cache_scope(
 
     Args:
         model_or_pipeline: a model with a cache applied.
-        state: the state of one request; None: these calls are computed in full and leave no trace.
+        state: the state of one request; None: these calls are computed in full. No state sees
+            them: use None for whole generations, not for single steps of one.
         branch: the guidance branch that the calls belong to.
 
     Example:

@@ -51,7 +51,7 @@ class FoCaCacheConfig:
         preset: `"default"` or `"paper"`.
         cache_interval: N: after the warm-up, every N-th step is computed in full. 1 caches nothing.
         disable_cache_before_step: number of full steps at the start of a generation (the warm-up),
-            at least 1. The paper uses 3 on FLUX and 2 on DiT-XL/2.
+            at least 1. The paper uses 3 on FLUX and 2 on DiT-XL/2. Ignored beside `schedule`.
         disable_cache_after_step: this step and all later ones are computed in full. None: no tail.
         scheme: what forecasts a feature between full steps: a name from `schemes.names()` or a
             scheme object such as `schemes.TaylorSeer(order=2)`.

@@ -12,6 +12,12 @@ from foca_dit.history import FeatureHistories
 from foca_dit.stats import CacheStats
 from foca_dit.trajectory import Trajectory
 
+# What a state of one request refuses and the model's own state takes for a new generation.
+OUT_OF_ORDER = (
+    "the timestep moved against the direction of the loop",
+    "a finished step was called again",
+)
+
 
 class Branch:
     """One guidance branch of one request: where it is, and the histories of its features.
@@ -26,15 +32,23 @@ class Branch:
         self._entered = -1
         self._finished = -1
 
-    def enter(self, timestep: float, sample: torch.Tensor) -> FeatureHistories:
+    def enter(
+        self, timestep: float, sample: torch.Tensor, compute_all: bool = False
+    ) -> FeatureHistories:
         """Opens the step that this call belongs to."""
         interrupted = self._entered > self._finished
         step = self.trajectory.advance(timestep, sample)
         self.histories.begin(
-            step, self.trajectory.tau, compute_all=interrupted and step != self._entered
+            step,
+            self.trajectory.tau,
+            compute_all=compute_all or (interrupted and step != self._entered),
         )
         self._entered = step
         return self.histories
+
+    def repeats(self, timestep: float) -> bool:
+        """Whether this is the timestep of the last step, although that step returned."""
+        return self._entered == self._finished and self.trajectory.timesteps[-1] == timestep
 
     def leave(self) -> None:
         """Closes the step: the call returned."""
@@ -107,6 +121,8 @@ class CacheState:
         name = branch if branch is not None else self._counter.name(timestep)
         known = self._branches.get(name)
         reason = known.trajectory.break_with(timestep, sample) if known else None
+        if known and reason is None and branch is not None and known.repeats(timestep):
+            reason = OUT_OF_ORDER[1]
         if self._restartable and branch is None and reason is None:
             reason = self._why_not_counted(name, timestep, sample)
         if reason is not None:
@@ -114,7 +130,10 @@ class CacheState:
             return self.enter(timestep, sample, branch)
         if known is None:
             known = self._branches[name] = self._new_branch()
-        known.enter(timestep, sample)
+        # A generation begun anew at its first step looks like one more branch; only the number of
+        # calls at the second step tells, so nothing is forecast before it is over.
+        unsure = self._restartable and branch is None and known.trajectory.step < 1
+        known.enter(timestep, sample, compute_all=unsure)
         return known
 
     def leave(self, branch: Branch, timestep: float) -> None:
@@ -136,13 +155,14 @@ class CacheState:
         return None
 
     def _restart(self, reason: str, timestep: float, name: str, counted: bool) -> None:
-        if not self._restartable and "direction" in reason:
+        if not self._restartable and reason in OUT_OF_ORDER:
             done = self._branches[name].trajectory
             latest = [round(t, 4) for t in done.timesteps[-2:]]
             raise RuntimeError(
                 f"CacheState: timestep {timestep:g} of branch '{name}' is out of order: expected "
                 f"one that continues {latest} (step {done.step}). A state belongs to one request: "
-                "call state.reset() before a new one, or use a CacheState per request"
+                "call state.reset() before a new one, or use a CacheState per request; two calls a "
+                "step are two branches: cache_scope(model, state, branch=...)"
             )
         self.stats.restarts[reason] += 1
         if counted:

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass
 class CacheStats:
-    """What has happened since the cache was applied (or `CacheState.reset(stats=True)`).
+    """What has happened since the cache was applied, or the state made; `reset` keeps it.
 
     Attributes:
         full_steps: calls in which every feature was computed.

@@ -20,10 +20,10 @@ FINGERPRINT_SIZE = 1024
 
 
 def fingerprint(sample: torch.Tensor) -> torch.Tensor:
-    """Up to 1024 elements of the sample, evenly spread, in float32, on its device."""
+    """A copy of up to 1024 elements of the sample, evenly spread, in float32, on its device."""
     flat = sample.detach().reshape(-1)
     stride = max(1, flat.numel() // FINGERPRINT_SIZE)
-    return flat[::stride][:FINGERPRINT_SIZE].float()
+    return flat[::stride][:FINGERPRINT_SIZE].to(torch.float32, copy=True)
 
 
 def continues(before: torch.Tensor, after: torch.Tensor) -> bool:
@@ -79,8 +79,8 @@ class Trajectory:
     def advance(self, timestep: float, sample: torch.Tensor) -> int:
         """Records a call and returns its step index. The same timestep again is the same step."""
         if not self.timesteps or timestep != self.timesteps[-1]:
+            self.tau.append(self.clock(timestep, len(self.tau)))  # may raise: it may be the user's
             self.timesteps.append(timestep)
-            self.tau.append(self.clock(timestep, len(self.tau)))
         self._shape = _signature(sample)
         self._sample = fingerprint(sample) if self.watch else None
         return self.step

@@ -129,11 +129,14 @@ def _calls(model, timesteps, x, labels=None):
 
 @pytest.mark.parametrize("given_up_after", [1, 2, 4, 6])
 @pytest.mark.parametrize("restart_at", [1000.0, 500.0])
-def test_a_generation_given_up_is_never_continued(given_up_after, restart_at):
-    """Also when the next one begins further on, as img2img does."""
+@pytest.mark.parametrize("same_buffer", [False, True])
+def test_a_generation_given_up_is_never_continued(given_up_after, restart_at, same_buffer):
+    """Also when the next one begins further on, as img2img does, and in the same memory."""
     model = apply_foca_cache(tiny_dit(), FoCaCacheConfig(granularity="stack"))
     old, new = torch.randn(2, 2, 4, 8, 8).unbind()
     _calls(model, [1000.0 - 20 * i for i in range(given_up_after)], old)
+    if same_buffer:
+        new = old.copy_(new)
     timesteps = [restart_at - 20 * i for i in range(8)]
     actual = _calls(model, timesteps, new)
     fresh = apply_foca_cache(tiny_dit(), FoCaCacheConfig(granularity="stack"))
@@ -388,3 +391,53 @@ def test_a_feature_that_changes_shape_begins_a_new_history():
         histories.commit(0, torch.ones(shape))
     assert histories.anchors == [(2,)]
     assert histories.nbytes == 3 * 4 * 12
+
+
+def test_two_calls_a_step_in_one_branch_are_refused():
+    config = FoCaCacheConfig()
+    model = apply_foca_cache(tiny_dit(), config)
+    state, x = CacheState(config), torch.randn(1, 4, 8, 8)
+    with cache_scope(model, state):
+        _calls(model, [900.0], x)
+        with pytest.raises(RuntimeError, match=r"two calls a step are two branches"):
+            _calls(model, [900.0], x)
+
+
+def test_another_prompt_from_the_same_noise_after_one_step():
+    """Counted as one more branch at first; nothing is forecast before that is cleared up."""
+    config = FoCaCacheConfig(granularity="stack", disable_cache_before_step=1)
+    model, fresh = (apply_foca_cache(tiny_dit(), config) for _ in range(2))
+    x, timesteps = torch.randn(1, 4, 8, 8), [1000.0 - 20 * i for i in range(3)]
+    _calls(model, timesteps[:1], x, torch.tensor([1]))
+    actual = _calls(model, timesteps, x, torch.tensor([2]))
+    expected = _calls(tiny_dit(), timesteps, x, torch.tensor([2]))
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert torch.equal(ours, theirs)  # all full: step 0, 1, and 2 that starts anew
+    _calls(fresh, timesteps, x)
+    assert foca_cache_stats(fresh)["skipped_steps"] == 1
+
+
+def test_a_batch_at_different_timesteps_runs_uncached():
+    model = apply_foca_cache(tiny_dit(), FoCaCacheConfig())
+    x, labels = torch.randn(2, 4, 8, 8), torch.tensor([1, 2])
+    with torch.no_grad(), pytest.warns(UserWarning, match="one timestep for the whole batch"):
+        model(x, timestep=torch.tensor([900.0, 500.0]), class_labels=labels)
+
+
+def test_a_failing_time_function_leaves_the_trajectory_whole():
+    broken = []
+
+    def time(timestep):
+        if broken:
+            raise ArithmeticError("no time")
+        return -timestep
+
+    model = apply_foca_cache(tiny_dit(), FoCaCacheConfig(time=time))
+    x = torch.randn(1, 4, 8, 8)
+    _calls(model, [900.0, 800.0], x)
+    broken.append(True)
+    with pytest.raises(ArithmeticError):
+        _calls(model, [700.0], x)
+    broken.clear()
+    _calls(model, [700.0, 600.0], x)
+    assert foca_cache_stats(model)["skipped_steps"] == 1

@@ -98,7 +98,7 @@ class ModelHook(DiffusersHook):
             output = run(*args, **kwargs)
             histories.commit(0, output[0])
             return output
-        sample = histories.forecast(0).to(bound[self.spec.sample].dtype)
+        sample = histories.forecast(0)
         if not bound.get("return_dict", True):
             return (sample,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -107,6 +107,8 @@ class ModelHook(DiffusersHook):
 
     def _why_not(self, bound: dict[str, Any]) -> str | None:
         """Why this call cannot be cached, or None if it can."""
+        if not _one_timestep(bound.get(self.spec.timestep)):
+            return "the call does not pass one timestep for the whole batch"
         if torch.is_grad_enabled() and bound[self.spec.sample].requires_grad:
             return "the sample requires a gradient"
         if torch.is_grad_enabled() and any(p.requires_grad for p in self._module_parameters()):
@@ -266,6 +268,8 @@ def find_hook(model: torch.nn.Module) -> ModelHook | None:
 
 def uninstall(model: torch.nn.Module) -> None:
     """Takes the hooks out again, and the registries that stand empty then."""
+    if (hook := find_hook(model)) is not None:
+        hook.state.reset()  # the histories go now, not when the garbage collector comes by
     HookRegistry.check_if_exists_or_initialize(model).remove_hook(HOOK_NAME, recurse=True)
     for module in model.modules():
         registry = module.__dict__.get("_diffusers_hook")
@@ -282,8 +286,17 @@ def _register(module: torch.nn.Module, hook: DiffusersHook) -> None:
     HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK_NAME)
 
 
+def _one_timestep(timestep: Any) -> bool:
+    """Whether a timestep is given, and is the same for the whole batch."""
+    if not isinstance(timestep, torch.Tensor):
+        return timestep is not None
+    flat = timestep.reshape(-1)
+    # A timestep expanded to the batch says so by its stride, without a look at its values.
+    return flat.numel() == 1 or timestep.stride(0) == 0 or bool((flat == flat[0]).all())
+
+
 def _scalar(timestep: Any) -> float:
-    """One timestep for the whole batch: the first element (a host read on a GPU)."""
+    """The timestep of the whole batch: the first element (a host read on a GPU)."""
     if isinstance(timestep, torch.Tensor):
         return float(timestep.reshape(-1)[0])
     return float(timestep)

@@ -78,8 +78,15 @@ def add_to(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Samples, prints the table, writes the picture."""
-    if args.images < 1:
-        raise ValueError(f"argument --images: expected at least 1, got {args.images}")
+    for name, least in (("images", args.images), ("steps", args.steps)):
+        if least < 1:
+            raise ValueError(f"argument --{name}: expected at least 1, got {least}")
+    if min(args.intervals) < 1:
+        raise ValueError(f"argument --intervals: expected at least 1, got {min(args.intervals)}")
+    if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"argument --out: expected a .png or .jpg file, got {args.out}")
+    if not args.out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"argument --out: expected a folder that exists, got {args.out}")
     model, scheduler = load(args.model)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(

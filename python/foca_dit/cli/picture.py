@@ -35,8 +35,8 @@ def draw(rows: list[Row], steps: int) -> Image.Image:
     pen = ImageDraw.Draw(canvas)
     pen.text((MARGIN, MARGIN), TITLE, fill="black", font=large)
     note = (
-        f"Each line starts from the same noise. The top line computes all {steps} steps; dB says how "
-        "close the others stay to it (higher is closer)."
+        f"Each line starts from the same noise. The top line computes all {steps} steps; "
+        "dB says how close the others stay to it (higher is closer)."
     )
     pen.text((MARGIN, MARGIN + 26), note, fill="#555555", font=small)
     for index, row in enumerate(rows):
