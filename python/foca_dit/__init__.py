@@ -6,7 +6,13 @@ The tensor work is done by the fused operators of `foca_kernels`.
 """
 
 from foca_dit import schemes
-from foca_dit.api import apply_foca_cache, cache_scope, foca_cache_stats, remove_foca_cache
+from foca_dit.api import (
+    apply_foca_cache,
+    cache_scope,
+    foca_cache_stats,
+    register_adapter,
+    remove_foca_cache,
+)
 from foca_dit.config import FoCaCacheConfig
 from foca_dit.schedules import FullSteps, Interval, Schedule, StepMask
 from foca_dit.state import CacheState
@@ -21,6 +27,7 @@ __all__ = [
     "apply_foca_cache",
     "cache_scope",
     "foca_cache_stats",
+    "register_adapter",
     "remove_foca_cache",
     "schemes",
 ]

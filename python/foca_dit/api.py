@@ -9,13 +9,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import foca_kernels
-from foca_dit.adapters.models import find_spec
+from foca_dit.adapters.models import find_spec, register_adapter
 from foca_dit.clock import NoiseLevels
 from foca_dit.config import FoCaCacheConfig
 from foca_dit.state import CacheState
 
 if TYPE_CHECKING:
     from foca_dit.adapters.hooks import ModelHook
+
+__all__ = [
+    "apply_foca_cache",
+    "cache_scope",
+    "foca_cache_stats",
+    "register_adapter",
+    "remove_foca_cache",
+]
 
 
 def apply_foca_cache(
@@ -40,7 +48,7 @@ def apply_foca_cache(
         >>> apply_foca_cache(pipe, FoCaCacheConfig(cache_interval=5))
         >>> image = pipe(prompt).images[0]
     """
-    from foca_dit.adapters import hooks
+    from foca_dit.adapters import hooks, install
 
     config = config or FoCaCacheConfig()
     model, scheduler = _transformer(model_or_pipeline)
@@ -55,21 +63,21 @@ def apply_foca_cache(
         if config.granularity is not None:
             raise ValueError(
                 f"foca_dit: argument 'config': expected a granularity out of {spec.granularities} "
-                f"for {spec.class_name}, got {granularity!r}"
+                f"for {type(model).__name__}, got {granularity!r}"
             )
         granularity = spec.granularities[0]  # a preset's wish, not the user's
     state = CacheState(config, restartable=True)
-    hooks.install(model, spec, granularity, state, NoiseLevels.of(scheduler, spec.timestep_scale))
+    install.install(model, spec, granularity, state, NoiseLevels.of(scheduler, spec.timestep_scale))
     return model
 
 
 def remove_foca_cache(model_or_pipeline: Any) -> None:
     """Takes the cache out again and frees its memory; the model is then as it was before."""
-    from foca_dit.adapters import hooks
+    from foca_dit.adapters import install
 
     model, _ = _transformer(model_or_pipeline)
     _hook(model)
-    hooks.uninstall(model)
+    install.uninstall(model)
 
 
 def foca_cache_stats(model_or_pipeline: Any, state: CacheState | None = None) -> dict[str, Any]:

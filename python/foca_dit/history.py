@@ -101,18 +101,25 @@ class FeatureHistories:
         value = foca_kernels.forecast(self._slots[feature], self._weights_of(feature))
         return value.to(self._dtypes[feature])
 
-    def add_forecasts_(self, x: torch.Tensor, gates: Sequence[torch.Tensor]) -> None:
+    def add_forecasts_(
+        self,
+        x: torch.Tensor,
+        gates: Sequence[torch.Tensor],
+        features: Sequence[int] | None = None,
+        index: tuple[slice, ...] = (),
+    ) -> None:
         """The collapsed skip: `x += sum_l gate_l * forecast_l`, in one launch, in place.
 
         Args:
-            x: [..., D], contiguous, of the features' shape.
+            x: [..., D], contiguous, of the shape of the features (or of their part `index`).
             gates: one per feature ([D], [1, 1, D], [B, 1, D] or [B, S, D]), or none for gates of 1.
+            features: the features to add; None: all.
+            index: which part of the features x is, e.g. one sample and a range of its tokens.
         """
-        weights = torch.stack([self._weights_of(i) for i in range(len(self._slots))])
-        slots = [slot for slots in self._slots for slot in slots]
+        chosen = range(len(self._slots)) if features is None else features
+        weights = torch.stack([self._weights_of(i) for i in chosen])
+        slots = [slot[index] if index else slot for i in chosen for slot in self._slots[i]]
         foca_kernels.forecast_residual_(x, slots, weights, list(gates))
-        self._stats.forecasts += len(self._slots)
-        self._stats.collapsed_skips += 1
 
     def _weights_of(self, feature: int) -> torch.Tensor:
         anchors = self._anchors[feature]

@@ -17,8 +17,9 @@ class CacheStats:
         mixed_steps: calls in which some were computed and some forecast (masks, module by module).
         commits: features folded into their history.
         forecasts: features forecast.
-        collapsed_skips: skipped steps done by one launch over all features.
+        collapsed_skips: skipped steps in which no block ran: one launch added all forecasts.
         bypasses: calls that ran uncached, with the reason.
+        fallbacks: calls computed in full although the schedule asked for less, with the reason.
         restarts: generations that started anew, with the reason.
     """
 
@@ -29,6 +30,7 @@ class CacheStats:
     forecasts: int = 0
     collapsed_skips: int = 0
     bypasses: Counter[str] = field(default_factory=Counter)
+    fallbacks: Counter[str] = field(default_factory=Counter)
     restarts: Counter[str] = field(default_factory=Counter)
 
     def as_dict(self) -> dict[str, Any]:

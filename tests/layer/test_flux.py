@@ -1,4 +1,4 @@
-"""The cache in a real FluxTransformer2DModel, at stack and output."""
+"""The cache in a real FluxTransformer2DModel: its life, its pipeline, what it refuses."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove
 from foca_dit.schemes import FoCa, run_reference
 
 
-@pytest.mark.parametrize("granularity", ["stack", "output"])
+@pytest.mark.parametrize("granularity", ["module", "stack", "output"])
 @pytest.mark.parametrize("branches", [1, 2, 3])
 def test_caches_and_is_removed_without_a_trace(granularity, branches):
     model = tiny_flux()
@@ -60,11 +60,10 @@ def test_return_dict_is_kept():
     assert torch.equal(draw_flux(model), as_tuple)
 
 
-def test_the_presets_module_granularity_gives_way_to_stack():
+def test_the_preset_caches_module_by_module():
     model = apply_foca_cache(tiny_flux(), FoCaCacheConfig())
-    assert foca_cache_stats(model)["granularity"] == "stack"
-    with pytest.raises(ValueError, match=r"expected a granularity out of \('stack', 'output'\)"):
-        apply_foca_cache(tiny_flux(), FoCaCacheConfig(granularity="module"))
+    stats = foca_cache_stats(model)
+    assert (stats["granularity"], stats["features"]) == ("module", 2 * 2 + 2)
 
 
 @pytest.mark.parametrize("name", ["controlnet_block_samples", "controlnet_single_block_samples"])

@@ -1,17 +1,31 @@
-"""The table of supported transformer classes. Adding a model is adding an entry here."""
+"""The table of supported transformer classes. Adding a model is adding an entry here.
+
+Text streams appear only in `returns`: they are rebuilt at every step and dropped after the last
+block, so a skipped step needs no forecast of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from foca_dit.adapters.spec import BlockGroup, Feature, ModelSpec
+from foca_dit.adapters.generic import generic_spec
+from foca_dit.adapters.registry import is_of_diffusers
+from foca_dit.adapters.spec import (
+    Arguments,
+    BlockGroup,
+    Feature,
+    LinearGates,
+    ModelSpec,
+    Segment,
+    SharedGates,
+)
 
 
-def _dit_conditioning(block: torch.nn.Module, arguments: Mapping[str, Any]) -> torch.Tensor:
+def _dit_conditioning(block: torch.nn.Module, arguments: Arguments) -> torch.Tensor:
     """Every DiT block embeds timestep and class by itself."""
     timestep = arguments["timestep"]
     if timestep.stride(0) == 0:
@@ -24,58 +38,264 @@ def _dit_conditioning(block: torch.nn.Module, arguments: Mapping[str, Any]) -> t
     return F.silu(embedding)
 
 
-SPECS: dict[str, ModelSpec] = {
-    spec.class_name: spec
-    for spec in (
-        ModelSpec(
-            class_name="DiTTransformer2DModel",
-            groups=(
-                BlockGroup(
-                    path="transformer_blocks",
-                    hidden="hidden_states",
-                    returns=("hidden_states",),
-                    # Rows of AdaLayerNormZero: shift, scale, gate of attn1, then of ff.
-                    features=(
-                        Feature("attn1", modulation="norm1.linear", chunk=2, chunks=6),
-                        Feature("ff", modulation="norm1.linear", chunk=5, chunks=6),
-                    ),
-                ),
-            ),
-            conditioning=_dit_conditioning,
-        ),
-        ModelSpec(
-            class_name="FluxTransformer2DModel",
-            # The text stream is rebuilt at every step and dropped after the last block: a skipped
-            # step needs no forecast of it.
-            groups=(
-                BlockGroup(
-                    path="transformer_blocks",
-                    hidden="hidden_states",
-                    returns=("encoder_hidden_states", "hidden_states"),
-                ),
-                BlockGroup(
-                    path="single_transformer_blocks",
-                    hidden="hidden_states",
-                    returns=("encoder_hidden_states", "hidden_states"),
-                ),
-            ),
-            timestep_scale=1.0,
-            must_be_none=("controlnet_block_samples", "controlnet_single_block_samples"),
-        ),
+def _hunyuan_conditioning(block: torch.nn.Module, arguments: Arguments) -> torch.Tensor:
+    """[B, C], or [2 B, C]: the second half is for the tokens of a given first frame."""
+    parts = [arguments["temb"]]
+    if arguments.get("token_replace_emb") is not None:
+        parts.append(arguments["token_replace_emb"])
+    return F.silu(torch.cat(parts))
+
+
+def _hunyuan_segments(call: Arguments, arguments: Arguments, shape: torch.Size) -> Any:
+    if arguments.get("token_replace_emb") is None:
+        return None
+    batch = shape[0]
+    return _split(
+        [arguments["num_tokens"]] * batch, shape, first=range(batch, 2 * batch), rest=range(batch)
     )
-}
+
+
+def _qwen_segments(call: Arguments, arguments: Arguments, shape: torch.Size) -> Any:
+    """With `zero_cond_t` the first image of a sample is denoised, the others are given."""
+    if arguments.get("modulate_index") is None:
+        return None
+    counts = [math.prod(images[0]) for images in call["img_shapes"]]
+    batch = shape[0]
+    return _split(counts, shape, first=range(batch), rest=range(batch, 2 * batch))
+
+
+def _split(counts: list[int], shape: torch.Size, first: range, rest: range) -> list[Segment]:
+    """Two segments a sample: its first tokens take a row of `first`, the others one of `rest`."""
+    segments = []
+    for sample, count in enumerate(counts):
+        segments.append((sample, 0, count, first[sample]))
+        if count < shape[1]:
+            segments.append((sample, count, shape[1], rest[sample]))
+    return segments
+
+
+_JOINT = ("encoder_hidden_states", "hidden_states")
+_ADAPTED = ("ip_adapter_image_embeds", "ip_hidden_states")
+_IP_ADAPTER = tuple(f"joint_attention_kwargs.{key}" for key in _ADAPTED)
+# Rows of AdaLayerNormZero: shift, scale, gate of the attention, then of the feed-forward.
+_ZERO = LinearGates("temb")
+_IMAGE_FEATURES = (
+    Feature("attn", 2, "norm1.linear", item=0),
+    Feature("ff", 5, "norm1.linear"),
+)
+_TABLE_FEATURES = (Feature("attn1", 2), Feature("attn2"), Feature("ff", 5))
+_HUNYUAN = LinearGates(_hunyuan_conditioning, segments=_hunyuan_segments)
+
+_ENTRIES = (
+    ModelSpec(
+        class_name="DiTTransformer2DModel",
+        groups=(
+            BlockGroup(
+                path="transformer_blocks",
+                hidden="hidden_states",
+                returns=("hidden_states",),
+                features=(
+                    Feature("attn1", 2, "norm1.linear"),
+                    Feature("ff", 5, "norm1.linear"),
+                ),
+                gates=LinearGates(_dit_conditioning, per_block=True),
+            ),
+        ),
+    ),
+    ModelSpec(  # also Kontext, Fill, img2img: the same class
+        class_name="FluxTransformer2DModel",
+        groups=(
+            BlockGroup(
+                path="transformer_blocks",
+                hidden="hidden_states",
+                returns=_JOINT,
+                features=_IMAGE_FEATURES,
+                gates=_ZERO,
+            ),
+            BlockGroup(
+                path="single_transformer_blocks",
+                hidden="hidden_states",
+                returns=_JOINT,
+                features=(Feature("proj_out", 2, "norm.linear", tokens="last"),),
+                gates=_ZERO,
+            ),
+        ),
+        timestep_scale=1.0,
+        must_be_none=(
+            "controlnet_block_samples",
+            "controlnet_single_block_samples",
+            *_IP_ADAPTER,
+        ),
+    ),
+    ModelSpec(
+        class_name="HunyuanVideoTransformer3DModel",
+        groups=(
+            BlockGroup(
+                path="transformer_blocks",
+                hidden="hidden_states",
+                returns=_JOINT[::-1],
+                features=_IMAGE_FEATURES,
+                gates=_HUNYUAN,
+            ),
+            BlockGroup(
+                path="single_transformer_blocks",
+                hidden="hidden_states",
+                returns=_JOINT[::-1],
+                features=(Feature("proj_out", 2, "norm.linear", tokens="first"),),
+                gates=_HUNYUAN,
+            ),
+        ),
+    ),
+    ModelSpec(
+        class_name="SD3Transformer2DModel",
+        groups=(
+            BlockGroup(
+                path="transformer_blocks",
+                hidden="hidden_states",
+                returns=_JOINT,
+                # The first blocks of SD3.5 medium have a second attention, of the image alone.
+                features=(*_IMAGE_FEATURES, Feature("attn2", 8, "norm1.linear")),
+                gates=_ZERO,
+            ),
+        ),
+        must_be_none=("block_controlnet_hidden_states", "skip_layers", *_IP_ADAPTER),
+    ),
+    ModelSpec(
+        class_name="QwenImageTransformer2DModel",
+        groups=(
+            BlockGroup(
+                path="transformer_blocks",
+                hidden="hidden_states",
+                returns=_JOINT,
+                features=(
+                    Feature("attn", 2, "img_mod.1", item=0),
+                    Feature("img_mlp", 5, "img_mod.1"),
+                ),
+                gates=LinearGates("temb", segments=_qwen_segments),
+            ),
+        ),
+        timestep_scale=1.0,
+        must_be_none=("controlnet_block_samples",),
+    ),
+    ModelSpec(
+        class_name="Flux2Transformer2DModel",
+        groups=(
+            BlockGroup(
+                path="transformer_blocks",
+                hidden="hidden_states",
+                returns=_JOINT,
+                features=(Feature("attn", 2, item=0), Feature("ff", 5)),
+                gates=SharedGates(module="double_stream_modulation_img"),
+            ),
+            BlockGroup(
+                path="single_transformer_blocks",
+                hidden="hidden_states",
+                returns=("hidden_states",),
+                features=(Feature("attn", 2, tokens="last"),),
+                gates=SharedGates(module="single_stream_modulation"),
+                tokens="last",  # the model prepends the text to the stream
+            ),
+        ),
+        timestep_scale=1.0,
+        # Tokens of reference images, modulated by a timestep of their own, and a model that
+        # returns its keys and values.
+        must_be_none=("kv_cache_mode",),
+    ),
+    ModelSpec(
+        class_name="WanTransformer3DModel",
+        groups=(
+            BlockGroup(
+                path="blocks",
+                hidden="hidden_states",
+                returns=("hidden_states",),
+                features=(Feature("attn1", 2), Feature("attn2"), Feature("ffn", 5)),
+                gates=SharedGates(argument="temb", table="scale_shift_table"),
+            ),
+        ),
+    ),
+    ModelSpec(
+        class_name="LTXVideoTransformer3DModel",
+        groups=(
+            BlockGroup(
+                path="transformer_blocks",
+                hidden="hidden_states",
+                returns=("hidden_states",),
+                features=_TABLE_FEATURES,
+                gates=SharedGates(argument="temb", table="scale_shift_table"),
+            ),
+        ),
+    ),
+    ModelSpec(
+        class_name="PixArtTransformer2DModel",
+        groups=(
+            BlockGroup(
+                path="transformer_blocks",
+                hidden="hidden_states",
+                returns=("hidden_states",),
+                features=_TABLE_FEATURES,
+                gates=SharedGates(argument="timestep", table="scale_shift_table"),
+            ),
+        ),
+    ),
+    ModelSpec(
+        class_name="CogVideoXTransformer3DModel",
+        groups=(
+            BlockGroup(
+                path="transformer_blocks",
+                hidden="hidden_states",
+                returns=_JOINT[::-1],
+                # Rows of CogVideoXLayerNormZero: shift, scale, gate of the video, then of the text.
+                features=(
+                    Feature("attn1", 2, "norm1.linear", item=0),
+                    Feature("ff", 2, "norm2.linear", tokens="last"),
+                ),
+                gates=LinearGates("temb"),
+            ),
+        ),
+    ),
+)
+
+SPECS: dict[str, ModelSpec] = {spec.class_name: spec for spec in _ENTRIES}
+
+_REGISTERED: dict[type, ModelSpec] = {}
+
+
+def register_adapter(cls: type[torch.nn.Module], spec: ModelSpec) -> None:
+    """Tells where a transformer class of your own keeps its blocks, features and gates.
+
+    Models of this class, or of one derived from it, are then served by `apply_foca_cache`. Neither
+    they nor their hooks need diffusers.
+
+    Args:
+        cls: the class; a second call replaces its table.
+        spec: its table; the docstrings of `foca_dit.adapters.spec` say what goes where.
+
+    Raises:
+        TypeError: something else than a class of modules and a table.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, torch.nn.Module)):
+        raise TypeError(
+            f"register_adapter: argument 'cls': expected a subclass of torch.nn.Module, got {cls!r}"
+        )
+    if not isinstance(spec, ModelSpec):
+        raise TypeError(f"register_adapter: argument 'spec': expected a ModelSpec, got {spec!r}")
+    _REGISTERED[cls] = spec
 
 
 def find_spec(model: torch.nn.Module) -> ModelSpec:
-    """The table entry of a model's class.
+    """The table entry of a model's class: registered, ours, or read off diffusers' metadata.
 
     Raises:
-        TypeError: a class that is not supported; the message lists those that are.
+        TypeError: a class that is not supported; the message says what to do.
     """
     for base in type(model).__mro__:
-        if base.__name__ in SPECS:
+        if base in _REGISTERED:
+            return _REGISTERED[base]
+        if base.__name__ in SPECS and base.__module__.partition(".")[0] == "diffusers":
             return SPECS[base.__name__]
+    if is_of_diffusers(model) and (spec := generic_spec(model)) is not None:
+        return spec
     raise TypeError(
-        "foca_dit: argument 'model_or_pipeline': expected a pipeline or one of "
-        f"{', '.join(SPECS)}, got {type(model).__name__}"
+        "foca_dit: argument 'model_or_pipeline': expected a pipeline, a transformer of diffusers "
+        f"or a class given to register_adapter, got {type(model).__name__}"
     )

@@ -1,0 +1,64 @@
+"""Puts the hooks of one granularity into a model, finds them, and takes them out again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from foca_dit.adapters import registry
+from foca_dit.adapters.hooks import BlockHook, CaptureHook, FeatureHook, ModelHook, find_hook
+from foca_dit.adapters.layout import device_of, lay_out
+from foca_dit.adapters.spec import ModelSpec, SharedGates
+from foca_dit.clock import NoiseLevels
+from foca_dit.schedules import StepMask
+from foca_dit.state import CacheState
+
+
+def install(
+    model: torch.nn.Module,
+    spec: ModelSpec,
+    granularity: str,
+    state: CacheState,
+    levels: NoiseLevels,
+    stage_of: Callable[[torch.nn.Module], object] = device_of,
+) -> None:
+    """Puts the hooks of one granularity into a model.
+
+    Args:
+        model, spec: the model and its table.
+        granularity: one of the spec's.
+        state: the state that the model's calls use outside any `cache_scope`.
+        levels: what the model's timestep means.
+        stage_of: what the blocks have in common that one launch serves: their device.
+    """
+    # A mask names single features: sums over them would not do.
+    accumulate = not isinstance(state.settings.schedule, StepMask)
+    layout = lay_out(model, spec, granularity, accumulate, stage_of)
+    root = ModelHook(spec, granularity, layout, state)
+    hooks: list[tuple[torch.nn.Module, registry.Hook]] = [(model, root)]
+    for located in layout.located:
+        hook = FeatureHook(root.call, located, layout.accumulated)
+        hooks.append((located.module, hook))
+    if granularity != "output":
+        for position, (_, block) in enumerate(layout.blocks):
+            hooks.append((block, BlockHook(root.call, layout, position, granularity == "stack")))
+    if granularity == "module":
+        for path in _captured(spec):
+            hooks.append((model.get_submodule(path), CaptureHook(root.call, path)))
+    state.attach(root.features, levels)
+    registry.register(model, hooks)
+
+
+def uninstall(model: torch.nn.Module) -> None:
+    """Takes the hooks out again, and the registries that stand empty then."""
+    if (hook := find_hook(model)) is not None:
+        hook.state.reset()  # the histories go now, not when the garbage collector comes by
+    registry.remove(model)
+
+
+def _captured(spec: ModelSpec) -> list[str]:
+    """The modulations outside the blocks that gates are read from."""
+    gates = [group.gates for group in spec.groups]
+    paths = [g.module for g in gates if isinstance(g, SharedGates) and g.module]
+    return list(dict.fromkeys(paths))
