@@ -11,6 +11,7 @@ import diffusers
 import torch
 from models import tiny_flux
 
+WIDTH = 32  # of the stream, in every case
 MODULATIONS = (
     "norm1.linear",
     "norm.linear",

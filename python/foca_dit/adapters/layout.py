@@ -149,7 +149,7 @@ def _has(block: torch.nn.Module, path: str) -> bool:
 def _check_found(model: torch.nn.Module, spec: ModelSpec, seen: set[tuple[str, str]]) -> None:
     for group in spec.groups:
         for feature in group.features:
-            if (group.path, feature.module) not in seen:
+            if not feature.optional and (group.path, feature.module) not in seen:
                 raise ValueError(
                     f"foca_dit: the adapter of {type(model).__name__} names the module "
                     f"'{feature.module}' in the blocks of '{group.path}': no block has it"

@@ -154,7 +154,7 @@ _ENTRIES = (
                 hidden="hidden_states",
                 returns=_JOINT,
                 # The first blocks of SD3.5 medium have a second attention, of the image alone.
-                features=(*_IMAGE_FEATURES, Feature("attn2", 8, "norm1.linear")),
+                features=(*_IMAGE_FEATURES, Feature("attn2", 8, "norm1.linear", optional=True)),
                 gates=_ZERO,
             ),
         ),

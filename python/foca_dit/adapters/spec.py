@@ -41,6 +41,7 @@ class Feature:
         modulation: path of the modulation Linear inside the block (`LinearGates` only).
         item: for a module that returns a tuple, which entry the feature is.
         tokens: where the stream's tokens stand in the output.
+        optional: whether it is no error if no block at all has the module.
     """
 
     module: str
@@ -48,6 +49,7 @@ class Feature:
     modulation: str = ""
     item: int | None = None
     tokens: Tokens = "all"
+    optional: bool = False
 
     @property
     def is_whole(self) -> bool:

@@ -1,0 +1,103 @@
+"""What feeds something in between the blocks: such calls run uncached, and say why."""
+
+import pytest
+import torch
+from cases import CASES
+from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
+from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+
+from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats
+
+BY_NAME = {case.name: case for case in CASES}
+CONFIG = FoCaCacheConfig(cache_interval=4)
+
+
+def _residuals(*shape, count=2):
+    return [
+        torch.randn(2, *shape, generator=torch.Generator().manual_seed(i)) for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("granularity", ["module", "stack"])
+@pytest.mark.parametrize(
+    ("name", "extra", "said"),
+    [
+        ("flux", {"controlnet_block_samples": _residuals(6, 32)}, "controlnet_block_samples"),
+        (
+            "flux",
+            {"controlnet_single_block_samples": _residuals(6, 32)},
+            "controlnet_single_block_samples",
+        ),
+        (
+            "sd3",
+            {"block_controlnet_hidden_states": _residuals(16, 32)},
+            "block_controlnet_hidden_states",
+        ),
+        ("sd3", {"skip_layers": [1]}, "skip_layers"),
+        ("qwen", {"controlnet_block_samples": _residuals(10, 32)}, "controlnet_block_samples"),
+    ],
+)
+def test_the_call_runs_uncached_and_says_why(name, extra, said, granularity):
+    case, model = BY_NAME[name], BY_NAME[name].model()
+    expected = case.draw(model, **extra)
+    assert not torch.equal(expected, case.draw(model))
+    apply_foca_cache(model, FoCaCacheConfig(cache_interval=4, granularity=granularity))
+    with pytest.warns(UserWarning, match=f"runs uncached: the call passes {said}"):
+        actual = case.draw(model, **extra)
+    assert torch.equal(actual, expected)
+    stats = foca_cache_stats(model)
+    assert stats["full_steps"] + stats["skipped_steps"] == 0
+    assert sum(stats["bypasses"].values()) == 12
+
+
+@torch.no_grad()
+def test_reference_tokens_of_flux2_run_uncached():
+    """They are modulated by a timestep of their own, and the call returns keys and values."""
+    case = BY_NAME["flux2"]
+    model, generator = case.model(), torch.Generator().manual_seed(0)
+    call = {
+        "hidden_states": torch.randn(2, *case.shape, generator=generator),
+        "timestep": case.timestep(0.5, 2),
+        "return_dict": False,
+        **case.inputs(2, generator),
+        "kv_cache_mode": "extract",
+        "num_ref_tokens": 2,
+    }
+    expected = model(**call)[0]
+    apply_foca_cache(model, CONFIG)
+    with pytest.warns(UserWarning, match="runs uncached: the call passes kv_cache_mode"):
+        assert torch.equal(model(**call)[0], expected)
+
+
+def test_an_ip_adapter_is_told_from_the_call():
+    case = BY_NAME["flux"]
+
+    def adapted():
+        model = case.model()
+        torch.manual_seed(3)
+        projection = ImageProjection(
+            image_embed_dim=16, cross_attention_dim=32, num_image_text_embeds=4
+        )
+        model.encoder_hid_proj = MultiIPAdapterImageProjection([projection])
+        for block in model.transformer_blocks:
+            block.attn.set_processor(FluxIPAdapterAttnProcessor(32, 32))
+        return model.eval()
+
+    def draw(model):
+        image = torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(0))
+        return case.draw(model, joint_attention_kwargs={"ip_adapter_image_embeds": [image]})
+
+    model = apply_foca_cache(adapted(), CONFIG)
+    with pytest.warns(UserWarning, match="the call passes joint_attention_kwargs.ip_"):
+        actual = draw(model)
+    assert torch.equal(actual, draw(adapted()))
+    assert sum(foca_cache_stats(model)["bypasses"].values()) == 12
+
+
+def test_other_joint_attention_kwargs_are_no_reason():
+    case = BY_NAME["flux"]
+    model = apply_foca_cache(case.model(), CONFIG)
+    case.draw(model, joint_attention_kwargs={})
+    case.draw(model, joint_attention_kwargs=None)
+    assert foca_cache_stats(model)["skipped_steps"] == 14
+    assert not foca_cache_stats(model)["bypasses"]
