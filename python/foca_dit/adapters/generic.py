@@ -1,6 +1,7 @@
-"""A table for any transformer of diffusers, read off the metadata that diffusers keeps of blocks.
+"""Tables for the other transformers of diffusers: granularities `stack` and `output`.
 
-It has no features, so it serves granularities `stack` and `output`.
+Where the blocks and their streams are is read off the metadata that diffusers registers for block
+classes, or, for classes that it does not register, stands in a line here.
 """
 
 from __future__ import annotations
@@ -9,12 +10,98 @@ import inspect
 
 import torch
 
-from foca_dit.adapters.spec import ModelSpec
+from foca_dit.adapters.spec import BlockGroup, ModelSpec, Tokens
+
+_BARE = ("hidden_states",)
+_IMAGE_FIRST = ("hidden_states", "encoder_hidden_states")
+_TEXT_FIRST = ("encoder_hidden_states", "hidden_states")
+
+
+def _list(path: str, returns: tuple[str, ...] = _BARE, tokens: Tokens = "all") -> BlockGroup:
+    return BlockGroup(path, "hidden_states", returns, tokens=tokens)
+
+
+_DUAL_SINGLE = (
+    _list("transformer_blocks", _TEXT_FIRST),
+    _list("single_transformer_blocks", _TEXT_FIRST),
+)
+
+# Classes whose blocks diffusers does not register, or where its metadata does not say all.
+STACKS: dict[str, tuple[BlockGroup, ...]] = {
+    "AllegroTransformer3DModel": (_list("transformer_blocks"),),
+    # The single blocks of AuraFlow and Chroma run on text and image in one tensor, text first.
+    "AuraFlowTransformer2DModel": (
+        _list("joint_transformer_blocks", _TEXT_FIRST),
+        _list("single_transformer_blocks", tokens="last"),
+    ),
+    "BriaTransformer2DModel": _DUAL_SINGLE,
+    "ChromaTransformer2DModel": (
+        _list("transformer_blocks", _TEXT_FIRST),
+        _list("single_transformer_blocks", tokens="last"),
+    ),
+    "CogView3PlusTransformer2DModel": (_list("transformer_blocks", _IMAGE_FIRST),),
+    "HunyuanVideo15Transformer3DModel": (_list("transformer_blocks", _IMAGE_FIRST),),
+    "Kandinsky5Transformer3DModel": (
+        BlockGroup("visual_transformer_blocks", "visual_embed", ("visual_embed",)),
+    ),
+    "LongCatImageTransformer2DModel": _DUAL_SINGLE,
+    "Lumina2Transformer2DModel": (_list("layers"),),  # its refiners run at every step
+    "OvisImageTransformer2DModel": _DUAL_SINGLE,
+    "PRXTransformer2DModel": (_list("blocks"),),
+    "SanaTransformer2DModel": (_list("transformer_blocks"),),
+    "StableAudioDiTModel": (_list("transformer_blocks"),),
+}
+
+# Registered blocks, but what runs is not one chain of them on one stream.
+OUTPUT_ONLY = (
+    "LatteTransformer3DModel",  # spatial and temporal blocks take turns, tokens are regrouped
+    "MotifVideoTransformer3DModel",  # its decoder blocks start from the stream's beginning
+)
 
 
 def generic_spec(model: torch.nn.Module) -> ModelSpec | None:
     """The table of a model of diffusers, or None if it is not called with a latent and a time."""
-    parameters = inspect.signature(type(model).forward).parameters
+    cls = type(model)
+    parameters = inspect.signature(cls.forward).parameters
     if not {"hidden_states", "timestep"} <= set(parameters):
         return None
-    return ModelSpec(class_name=type(model).__name__)
+    names = [base.__name__ for base in cls.__mro__]
+    groups: tuple[BlockGroup, ...] = ()
+    if known := [STACKS[name] for name in names if name in STACKS]:
+        groups = known[0]
+    elif not any(name in OUTPUT_ONLY for name in names):
+        groups = _registered_groups(model)
+    return ModelSpec(
+        groups=groups,
+        class_name=cls.__name__,
+        must_be_none=tuple(
+            name for name in parameters if "controlnet" in name and not name.endswith("_repeat")
+        ),
+    )
+
+
+def _registered_groups(model: torch.nn.Module) -> tuple[BlockGroup, ...]:
+    """One group for each list of blocks, if diffusers' metadata covers all lists; else none.
+
+    A list of other modules beside them may feed something in between the blocks.
+    """
+    from diffusers.hooks._helpers import TransformerBlockRegistry
+
+    groups = []
+    for path, blocks in model.named_children():
+        if not isinstance(blocks, torch.nn.ModuleList) or len(blocks) == 0:
+            continue
+        classes = {type(block) for block in blocks}
+        try:
+            (metadata,) = (TransformerBlockRegistry.get(cls) for cls in classes)
+        except ValueError:  # not registered, or blocks of several classes
+            return ()
+        hidden, text = (
+            metadata.hidden_states_argument_name,
+            (metadata.encoder_hidden_states_argument_name),
+        )
+        places = {metadata.return_hidden_states_index: hidden}
+        if metadata.return_encoder_hidden_states_index is not None:
+            places[metadata.return_encoder_hidden_states_index] = text
+        groups.append(BlockGroup(path, hidden, tuple(places[i] for i in sorted(places))))
+    return tuple(groups)

@@ -138,7 +138,7 @@ class ModelHook(Hook):
     def _cached_output(self, histories: FeatureHistories, run: Any, args: Any, kwargs: Any) -> Any:
         if histories.due(0):
             output = run(*args, **kwargs)
-            histories.commit(0, self._output.note(output))
+            histories.commit(0, self._output.note(output, self.call.arguments))
             return output
         return self._output.rebuild(histories.forecast(0), self.call.arguments)
 

@@ -7,51 +7,54 @@ from typing import Any
 
 import torch
 
+from foca_dit.adapters.spec import Arguments
+
 
 class OutputShape:
     """Remembers how a model wraps its one tensor: bare, in a tuple, or in an output class."""
 
     def __init__(self) -> None:
-        self._wrap: Any = None
+        self._wraps: dict[bool, Any] = {}  # by `return_dict`
 
-    def note(self, output: Any) -> torch.Tensor:
-        """The one tensor in a model's output.
+    def note(self, output: Any, arguments: Arguments) -> torch.Tensor:
+        """The one tensor in the output of a call with these arguments.
 
         Raises:
             TypeError: the model returns more than one, or none.
         """
-        values: tuple[Any, ...]
-        wrap: Any
+        values: list[Any]
         if isinstance(output, torch.Tensor):
-            values, wrap = (output,), None
+            values, wrap = [output], _bare
         elif isinstance(output, (tuple, list)):
-            values, wrap = tuple(output), type(output)
+            values, wrap = list(output), lambda value: type(output)([value])
         else:
-            present = {k: v for k, v in _fields(output).items() if v is not None}
-            values, wrap = tuple(present.values()), (type(output), tuple(present))
+            names = [f.name for f in _fields(output) if getattr(output, f.name) is not None]
+            values = [getattr(output, name) for name in names]
+            wrap = lambda value: type(output)(**{names[0]: value})  # noqa: E731
         if len(values) != 1 or not isinstance(values[0], torch.Tensor):
             got = ", ".join(type(value).__name__ for value in values)
             raise TypeError(
-                f"foca_dit: granularity 'output': expected a model that returns one tensor, got "
+                "foca_dit: granularity 'output': expected a model that returns one tensor, got "
                 f"{type(output).__name__} of ({got})"
             )
-        if not (wrap is tuple and isinstance(self._wrap, tuple)):
-            self._wrap = wrap  # an output class, once seen, is remembered
+        self._wraps[arguments.get("return_dict", True)] = wrap
         return values[0]
 
-    def rebuild(self, value: torch.Tensor, arguments: dict[str, Any]) -> Any:
+    def rebuild(self, value: torch.Tensor, arguments: Arguments) -> Any:
         """A forecast as the model would return it, if called with these arguments."""
-        if arguments.get("return_dict") is False:
+        as_class = arguments.get("return_dict", True)
+        if as_class in self._wraps:
+            return self._wraps[as_class](value)
+        if not as_class:
             return (value,)
-        if self._wrap is None:
-            return value
-        if isinstance(self._wrap, tuple):
-            cls, (name,) = self._wrap
-            return cls(**{name: value})
-        return self._wrap([value])
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        return Transformer2DModelOutput(sample=value)
 
 
-def _fields(output: Any) -> dict[str, Any]:
-    if dataclasses.is_dataclass(output):
-        return {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
-    return {"": output}
+def _bare(value: torch.Tensor) -> torch.Tensor:
+    return value
+
+
+def _fields(output: Any) -> tuple[Any, ...]:
+    return dataclasses.fields(output) if dataclasses.is_dataclass(output) else ()

@@ -1,0 +1,344 @@
+"""Tiny models of the classes that are cached by stack and output only."""
+
+from __future__ import annotations
+
+import diffusers
+import torch
+
+
+def randn(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+FLUX_LIKE = {
+    "patch_size": 1,
+    "in_channels": 4,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+    "axes_dims_rope": [4, 4, 8],
+}
+FLUX_CALL = {
+    "hidden_states": randn(1, 16, 4),
+    "encoder_hidden_states": randn(1, 7, 32),
+    "img_ids": torch.arange(48.0).view(16, 3),
+    "txt_ids": torch.zeros(7, 3),
+}
+SIZES = {
+    "original_size": torch.tensor([[64, 64]]),
+    "target_size": torch.tensor([[64, 64]]),
+    "crop_coords": torch.tensor([[0, 0]]),
+}
+
+# class name -> (configuration, arguments of a call, unit of time, granularities)
+STACK = ("stack", "output")
+GENERIC = {
+    "MochiTransformer3DModel": (
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "num_layers": 3,
+            "pooled_projection_dim": 16,
+            "in_channels": 4,
+            "text_embed_dim": 16,
+            "time_embed_dim": 4,
+            "max_sequence_length": 16,
+        },
+        {
+            "hidden_states": randn(1, 4, 2, 8, 8),
+            "encoder_hidden_states": randn(1, 16, 16),
+            "encoder_attention_mask": torch.ones(1, 16, dtype=torch.bool),
+        },
+        1000,
+        STACK,
+    ),
+    "CogView4Transformer2DModel": (
+        {
+            "in_channels": 4,
+            "num_layers": 3,
+            "attention_head_dim": 4,
+            "num_attention_heads": 4,
+            "out_channels": 4,
+            "text_embed_dim": 8,
+            "time_embed_dim": 8,
+            "condition_dim": 4,
+        },
+        {"hidden_states": randn(1, 4, 8, 8), "encoder_hidden_states": randn(1, 8, 8), **SIZES},
+        1000,
+        STACK,
+    ),
+    "CogView3PlusTransformer2DModel": (
+        {
+            "in_channels": 4,
+            "num_layers": 3,
+            "attention_head_dim": 4,
+            "num_attention_heads": 2,
+            "out_channels": 4,
+            "text_embed_dim": 8,
+            "time_embed_dim": 8,
+            "condition_dim": 2,
+            "pos_embed_max_size": 8,
+            "sample_size": 8,
+        },
+        {"hidden_states": randn(1, 4, 8, 8), "encoder_hidden_states": randn(1, 8, 8), **SIZES},
+        1000,
+        STACK,
+    ),
+    "HunyuanImageTransformer2DModel": (
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "num_layers": 2,
+            "num_single_layers": 2,
+            "num_refiner_layers": 1,
+            "text_embed_dim": 16,
+            "rope_axes_dim": (4, 4),
+        },
+        {
+            "hidden_states": randn(1, 4, 4, 4),
+            "encoder_hidden_states": randn(1, 6, 16),
+            "encoder_attention_mask": torch.ones(1, 6),
+        },
+        1000,
+        STACK,
+    ),
+    "Kandinsky5Transformer3DModel": (
+        {
+            "in_visual_dim": 4,
+            "in_text_dim": 16,
+            "in_text_dim2": 8,
+            "time_dim": 16,
+            "out_visual_dim": 4,
+            "model_dim": 32,
+            "ff_dim": 32,
+            "num_text_blocks": 1,
+            "num_visual_blocks": 3,
+            "axes_dims": (4, 6, 6),
+        },
+        {
+            "hidden_states": randn(1, 2, 4, 4, 4),
+            "encoder_hidden_states": randn(1, 5, 16),
+            "pooled_projections": randn(1, 8),
+            "visual_rope_pos": [torch.arange(2), torch.arange(2), torch.arange(2)],
+            "text_rope_pos": torch.arange(5),
+        },
+        1000,
+        STACK,
+    ),
+    "BriaTransformer2DModel": (
+        FLUX_LIKE | {"pooled_projection_dim": None, "axes_dims_rope": [0, 8, 8]},
+        FLUX_CALL,
+        1000,
+        STACK,
+    ),
+    "ChromaTransformer2DModel": (
+        FLUX_LIKE
+        | {
+            "approximator_num_channels": 8,
+            "approximator_hidden_dim": 16,
+            "approximator_layers": 1,
+        },
+        FLUX_CALL,
+        1,
+        STACK,
+    ),
+    "LongCatImageTransformer2DModel": (
+        FLUX_LIKE | {"pooled_projection_dim": 32},
+        FLUX_CALL | {"guidance": torch.tensor([3.5])},
+        1,
+        STACK,
+    ),
+    "OvisImageTransformer2DModel": (FLUX_LIKE | {"out_channels": 4}, FLUX_CALL, 1, STACK),
+    "AuraFlowTransformer2DModel": (
+        {
+            "sample_size": 8,
+            "in_channels": 4,
+            "num_mmdit_layers": 2,
+            "num_single_dit_layers": 2,
+            "attention_head_dim": 8,
+            "num_attention_heads": 4,
+            "caption_projection_dim": 32,
+            "joint_attention_dim": 32,
+            "out_channels": 4,
+            "pos_embed_max_size": 16,
+        },
+        {"hidden_states": randn(1, 4, 8, 8), "encoder_hidden_states": randn(1, 6, 32)},
+        1,
+        STACK,
+    ),
+    "AllegroTransformer3DModel": (
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 24,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 3,
+            "cross_attention_dim": 48,
+            "sample_width": 8,
+            "sample_height": 8,
+            "sample_frames": 8,
+            "caption_channels": 8,
+        },
+        {
+            "hidden_states": randn(1, 4, 2, 8, 8),
+            "encoder_hidden_states": randn(1, 6, 8),
+            "image_rotary_emb": None,
+        },
+        1000,
+        STACK,
+    ),
+    "SanaTransformer2DModel": (
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 3,
+            "attention_head_dim": 4,
+            "num_attention_heads": 2,
+            "num_cross_attention_heads": 2,
+            "cross_attention_head_dim": 4,
+            "cross_attention_dim": 8,
+            "caption_channels": 8,
+            "sample_size": 8,
+        },
+        {"hidden_states": randn(1, 4, 8, 8), "encoder_hidden_states": randn(1, 8, 8)},
+        1000,
+        STACK,
+    ),
+    "HunyuanVideo15Transformer3DModel": (
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "num_layers": 3,
+            "num_refiner_layers": 1,
+            "mlp_ratio": 2.0,
+            "patch_size": 1,
+            "patch_size_t": 1,
+            "text_embed_dim": 16,
+            "text_embed_2_dim": 8,
+            "image_embed_dim": 12,
+            "rope_axes_dim": (2, 2, 4),
+            "target_size": 16,
+            "task_type": "t2v",
+        },
+        {
+            "hidden_states": randn(1, 4, 1, 8, 8),
+            "encoder_hidden_states": randn(1, 6, 16),
+            "encoder_hidden_states_2": randn(1, 4, 8),
+            "encoder_attention_mask": torch.ones(1, 6),
+            "encoder_attention_mask_2": torch.ones(1, 4),
+            "image_embeds": torch.zeros(1, 3, 12),
+        },
+        1000,
+        STACK,
+    ),
+    "Lumina2Transformer2DModel": (
+        {
+            "sample_size": 8,
+            "in_channels": 4,
+            "hidden_size": 24,
+            "num_layers": 3,
+            "num_refiner_layers": 1,
+            "num_attention_heads": 3,
+            "num_kv_heads": 1,
+            "multiple_of": 2,
+            "axes_dim_rope": (4, 2, 2),
+            "axes_lens": (128, 128, 128),
+            "cap_feat_dim": 32,
+        },
+        {
+            "hidden_states": randn(1, 4, 8, 8),
+            "encoder_hidden_states": randn(1, 6, 32),
+            "encoder_attention_mask": torch.ones(1, 6, dtype=torch.bool),
+        },
+        1,
+        STACK,
+    ),
+    "PRXTransformer2DModel": (
+        {
+            "in_channels": 4,
+            "patch_size": 2,
+            "context_in_dim": 16,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "depth": 3,
+            "axes_dim": [8, 8],
+        },
+        {"hidden_states": randn(1, 4, 8, 8), "encoder_hidden_states": randn(1, 6, 16)},
+        1,
+        STACK,
+    ),
+    "PriorTransformer": (
+        {
+            "num_attention_heads": 2,
+            "attention_head_dim": 4,
+            "num_layers": 3,
+            "embedding_dim": 8,
+            "num_embeddings": 7,
+            "additional_embeddings": 4,
+        },
+        {
+            "hidden_states": randn(1, 8),
+            "proj_embedding": randn(1, 8),
+            "encoder_hidden_states": randn(1, 7, 8),
+        },
+        1000,
+        STACK,
+    ),
+    "LatteTransformer3DModel": (
+        {
+            "sample_size": 8,
+            "num_layers": 2,
+            "patch_size": 2,
+            "attention_head_dim": 4,
+            "num_attention_heads": 2,
+            "caption_channels": 8,
+            "in_channels": 4,
+            "cross_attention_dim": 8,
+            "out_channels": 8,
+            "video_length": 3,
+            "norm_type": "ada_norm_single",
+            "num_embeds_ada_norm": 1000,
+            "norm_elementwise_affine": False,
+        },
+        {"hidden_states": randn(1, 4, 3, 8, 8), "encoder_hidden_states": randn(1, 8, 8)},
+        1000,
+        ("output",),
+    ),
+    "MotifVideoTransformer3DModel": (
+        {
+            "in_channels": 33,
+            "out_channels": 16,
+            "num_attention_heads": 2,
+            "attention_head_dim": 12,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "num_decoder_layers": 0,
+            "patch_size": 1,
+            "patch_size_t": 1,
+            "norm_type": "layer_norm",
+            "text_embed_dim": 32,
+            "image_embed_dim": 4,
+            "rope_axes_dim": (4, 4, 4),
+            "enable_text_cross_attention_dual": False,
+            "enable_text_cross_attention_single": False,
+        },
+        {"hidden_states": randn(1, 33, 2, 4, 4), "encoder_hidden_states": randn(1, 12, 32)},
+        1000,
+        ("output",),
+    ),
+}
+
+
+def build(name):
+    torch.manual_seed(0)
+    model = getattr(diffusers, name)(**GENERIC[name][0]).eval()
+    for parameter in model.parameters():
+        if not parameter.any():  # modulations that start at zero would hide the blocks
+            parameter.data.normal_(0, 0.1)
+    return model

@@ -1,0 +1,120 @@
+"""Granularities `stack` and `output` of the other transformers of diffusers.
+
+The oracle knows nothing of blocks: where input and time stand all but still, a skipped step must
+give what the uncached model gives. A stream that is mixed up, dropped or added twice does not.
+"""
+
+import diffusers
+import pytest
+import torch
+from cases import CASES
+from generic_cases import GENERIC, build
+
+from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
+from foca_dit.adapters.hooks import find_hook
+from foca_dit.adapters.models import find_spec
+
+PAIRS = [(name, granularity) for name in GENERIC for granularity in GENERIC[name][3]]
+NEAR = [0.8 - 1e-5 * i for i in range(6)]
+
+
+@torch.no_grad()
+def _outputs(model, call, unit, times):
+    def one(t):
+        timestep = unit(t) if callable(unit) else torch.tensor([unit * t])
+        output = model(timestep=timestep, return_dict=False, **call)
+        return output if isinstance(output, torch.Tensor) else output[0]
+
+    return [one(t) for t in times]
+
+
+def _check(model, granularity, call, unit):
+    expected = _outputs(model, call, unit, NEAR)
+    assert not torch.equal(_outputs(model, call, unit, [0.1])[0], expected[0])
+    config = FoCaCacheConfig(granularity=granularity, disable_cache_before_step=2)
+    apply_foca_cache(model, config)
+    actual = _outputs(model, call, unit, NEAR)
+    assert foca_cache_stats(model)["skipped_steps"] == 4
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
+    remove_foca_cache(model)
+    again = _outputs(model, call, unit, NEAR)
+    assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
+
+
+@pytest.mark.parametrize(("name", "granularity"), PAIRS)
+def test_a_skipped_step_continues_what_the_model_computes(name, granularity):
+    _, call, unit, granularities = GENERIC[name]
+    model = build(name)
+    assert find_spec(model).granularities == granularities
+    _check(model, granularity, call, unit)
+
+
+@pytest.mark.parametrize("granularity", ["stack", "output"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_so_do_the_models_that_are_cached_module_by_module(case, granularity):
+    generator = torch.Generator().manual_seed(0)
+    call = {"hidden_states": torch.randn(2, *case.shape, generator=generator)}
+    call |= case.inputs(2, generator)
+    _check(case.model(), granularity, call, lambda t: case.timestep(t, 2))
+
+
+@pytest.mark.parametrize("name", [name for name, granularity in PAIRS if granularity == "stack"])
+def test_no_block_runs_in_a_skipped_step(name):
+    _, call, unit, _ = GENERIC[name]
+    model, ran = build(name), []
+    for group in find_spec(model).groups:
+        for block in model.get_submodule(group.path):
+            inner = next(block.children())
+            inner.register_forward_hook(lambda *_: ran.append(1))
+    apply_foca_cache(model, FoCaCacheConfig(granularity="stack", disable_cache_before_step=2))
+    _outputs(model, call, unit, [0.8, 0.7])
+    full = len(ran)
+    assert full >= 2 * len(find_hook(model).layout.blocks)
+    _outputs(model, call, unit, [0.6, 0.5])
+    assert len(ran) == full
+
+
+@pytest.mark.parametrize("name", ["MochiTransformer3DModel", "CogView4Transformer2DModel"])
+def test_the_presets_module_granularity_gives_way_to_stack(name):
+    model = apply_foca_cache(build(name), FoCaCacheConfig())
+    assert foca_cache_stats(model)["granularity"] == "stack"
+    with pytest.raises(ValueError, match=r"expected a granularity out of \('stack', 'output'\)"):
+        apply_foca_cache(build(name), FoCaCacheConfig(granularity="module"))
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        (
+            "SanaTransformer2DModel",
+            {"controlnet_block_samples": [torch.full((1, 64, 8), 0.1) for _ in range(2)]},
+        ),
+        (
+            "ChromaTransformer2DModel",
+            {"controlnet_block_samples": [torch.full((1, 16, 32), 0.1) for _ in range(2)]},
+        ),
+    ],
+)
+def test_controlnet_residuals_run_uncached_and_say_so(name, extra):
+    _, call, unit, _ = GENERIC[name]
+    model = build(name)
+    expected = _outputs(model, call | extra, unit, NEAR)
+    apply_foca_cache(model, FoCaCacheConfig(granularity="stack", disable_cache_before_step=2))
+    with pytest.warns(UserWarning, match="the call passes controlnet_block_samples"):
+        actual = _outputs(model, call | extra, unit, NEAR)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+def test_a_model_that_is_not_called_with_latent_and_time_is_refused():
+    with torch.device("meta"):
+        model = diffusers.ZImageTransformer2DModel(n_layers=1, n_refiner_layers=1)
+    with pytest.raises(TypeError, match="a transformer of diffusers or a class given to"):
+        apply_foca_cache(model)
+
+
+def test_blocks_beside_others_are_no_plain_stack():
+    """VACE's blocks are registered, but a second list feeds hints in between."""
+    with torch.device("meta"):
+        model = diffusers.WanVACETransformer3DModel(num_layers=2, vace_layers=[0])
+    assert find_spec(model).granularities == ("output",)
