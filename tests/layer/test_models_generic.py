@@ -8,11 +8,13 @@ import diffusers
 import pytest
 import torch
 from cases import CASES
+from diffusers.hooks._helpers import TransformerBlockRegistry
 from generic_cases import GENERIC, build
 
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
+from foca_dit.adapters.generic import STACKS
 from foca_dit.adapters.hooks import find_hook
-from foca_dit.adapters.models import find_spec
+from foca_dit.adapters.models import SPECS, find_spec
 
 PAIRS = [(name, granularity) for name in GENERIC for granularity in GENERIC[name][3]]
 NEAR = [0.8 - 1e-5 * i for i in range(6)]
@@ -118,3 +120,42 @@ def test_blocks_beside_others_are_no_plain_stack():
     with torch.device("meta"):
         model = diffusers.WanVACETransformer3DModel(num_layers=2, vace_layers=[0])
     assert find_spec(model).granularities == ("output",)
+
+
+# Every block class that diffusers registers, and the model that stands for it in these tests.
+STANDS_FOR = {
+    "BasicTransformerBlock": "DiTTransformer2DModel",
+    "BriaTransformerBlock": "BriaTransformer2DModel",
+    "CogVideoXBlock": "CogVideoXTransformer3DModel",
+    "CogView4TransformerBlock": "CogView4Transformer2DModel",
+    "FluxTransformerBlock": "FluxTransformer2DModel",
+    "FluxSingleTransformerBlock": "FluxTransformer2DModel",
+    "Flux2TransformerBlock": "Flux2Transformer2DModel",
+    "Flux2SingleTransformerBlock": "Flux2Transformer2DModel",
+    "HunyuanVideoTransformerBlock": "HunyuanVideoTransformer3DModel",
+    "HunyuanVideoSingleTransformerBlock": "HunyuanVideoTransformer3DModel",
+    "HunyuanVideoTokenReplaceTransformerBlock": "HunyuanVideoTransformer3DModel",
+    "HunyuanVideoTokenReplaceSingleTransformerBlock": "HunyuanVideoTransformer3DModel",
+    "HunyuanImageTransformerBlock": "HunyuanImageTransformer2DModel",
+    "HunyuanImageSingleTransformerBlock": "HunyuanImageTransformer2DModel",
+    "JointTransformerBlock": "SD3Transformer2DModel",
+    "Kandinsky5TransformerDecoderBlock": "Kandinsky5Transformer3DModel",
+    "LTXVideoTransformerBlock": "LTXVideoTransformer3DModel",
+    "MochiTransformerBlock": "MochiTransformer3DModel",
+    "MotifVideoTransformerBlock": "MotifVideoTransformer3DModel",
+    "MotifVideoSingleTransformerBlock": "MotifVideoTransformer3DModel",
+    "QwenImageTransformerBlock": "QwenImageTransformer2DModel",
+    "WanTransformerBlock": "WanTransformer3DModel",
+    # Not served: called with lists of tensors, or without a latent and a time.
+    "ZImageTransformerBlock": None,
+    "Cosmos3VLTextMoTDecoderLayer": None,
+}
+
+
+def test_every_registered_block_class_is_accounted_for():
+    TransformerBlockRegistry._register()
+    assert {cls.__name__ for cls in TransformerBlockRegistry._registry} == set(STANDS_FOR)
+    tested = {type(case.build()).__name__ for case in CASES} | set(GENERIC)
+    assert set(STANDS_FOR.values()) - {None} <= tested | {"DiTTransformer2DModel"}
+    # What the tables name is tested, too.
+    assert set(SPECS) | set(STACKS) <= tested | {"DiTTransformer2DModel"}

@@ -49,6 +49,7 @@ STACKS: dict[str, tuple[BlockGroup, ...]] = {
     "OvisImageTransformer2DModel": _DUAL_SINGLE,
     "PRXTransformer2DModel": (_list("blocks"),),
     "SanaTransformer2DModel": (_list("transformer_blocks"),),
+    "SkyReelsV2Transformer3DModel": (_list("blocks"),),
     "StableAudioDiTModel": (_list("transformer_blocks"),),
 }
 

@@ -7,6 +7,7 @@ block, so a skipped step needs no forecast of them.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -255,7 +256,15 @@ _ENTRIES = (
     ),
 )
 
+# Classes that are built of the same blocks in the same order as another.
+_ALIKE = {
+    "HunyuanVideoFramepackTransformer3DModel": "HunyuanVideoTransformer3DModel",
+    "HunyuanImageTransformer2DModel": "HunyuanVideoTransformer3DModel",
+    "ChronoEditTransformer3DModel": "WanTransformer3DModel",
+}
+
 SPECS: dict[str, ModelSpec] = {spec.class_name: spec for spec in _ENTRIES}
+SPECS |= {name: replace(SPECS[like], class_name=name) for name, like in _ALIKE.items()}
 
 _REGISTERED: dict[type, ModelSpec] = {}
 

@@ -1,0 +1,158 @@
+"""Tiny image models that are cached module by module."""
+
+from __future__ import annotations
+
+import diffusers
+import torch
+from case import Case, flow, inputs, randn
+from models import tiny_flux
+
+DUAL = ("attn", "ff", "ff_context")
+FLUX = Case(
+    name="flux",
+    build=tiny_flux,
+    shape=(6, 4),
+    features=2 * 2 + 2,
+    tokens=6,
+    timestep=flow,
+    inputs=inputs(
+        {"img_ids": torch.arange(18.0).view(6, 3), "txt_ids": torch.zeros(5, 3)},
+        encoder_hidden_states=randn(5, 32),
+        pooled_projections=randn(32),
+    ),
+    wrapped={"transformer_blocks": DUAL, "single_transformer_blocks": ("proj_out",)},
+)
+
+
+SD3 = Case(
+    name="sd3",
+    build=lambda: diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=16,
+        caption_projection_dim=32,
+        pooled_projection_dim=16,
+        out_channels=4,
+        pos_embed_max_size=8,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    ),
+    shape=(4, 8, 8),
+    features=3 * 2 + 1,
+    tokens=16,
+    inputs=inputs(encoder_hidden_states=randn(5, 16), pooled_projections=randn(16)),
+    wrapped={"transformer_blocks": (*DUAL, "attn2")},
+)
+
+
+def qwen(zero_cond_t: bool) -> Case:
+    shapes = [(1, 2, 3), (1, 2, 2)] if zero_cond_t else [(1, 2, 5)]
+    return Case(
+        name="qwen-edit" if zero_cond_t else "qwen",
+        build=lambda: diffusers.QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            out_channels=1,
+            num_layers=3,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 6, 6),
+            zero_cond_t=zero_cond_t,
+        ),
+        shape=(10, 4),
+        features=3 * 2,
+        tokens=10,
+        timestep=flow,
+        inputs=inputs(
+            {"img_shapes": lambda batch: [shapes] * batch},
+            encoder_hidden_states=randn(5, 16),
+        ),
+        wrapped={"transformer_blocks": ("attn", "img_mlp", "txt_mlp")},
+    )
+
+
+FLUX2 = Case(
+    name="flux2",
+    build=lambda: diffusers.Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        timestep_guidance_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+    ),
+    shape=(6, 4),
+    features=2 * 2 + 2,
+    slots=3,
+    tokens=6,
+    timestep=flow,
+    inputs=inputs(
+        {
+            "img_ids": torch.arange(24.0).view(6, 4),
+            "txt_ids": torch.zeros(5, 4),
+            "guidance": lambda batch: torch.full((batch,), 4.0),
+        },
+        encoder_hidden_states=randn(5, 16),
+    ),
+    wrapped={"transformer_blocks": DUAL, "single_transformer_blocks": ("attn",)},
+)
+
+
+PIXART = Case(
+    name="pixart",
+    build=lambda: diffusers.PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=8,
+        num_layers=3,
+        cross_attention_dim=32,
+        norm_num_groups=1,
+        sample_size=8,
+        patch_size=2,
+        caption_channels=16,
+        use_additional_conditions=False,
+    ),
+    shape=(4, 8, 8),
+    features=3 * 3,
+    slots=3,
+    tokens=16,
+    inputs=inputs(
+        {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}},
+        encoder_hidden_states=randn(5, 16),
+    ),
+    wrapped={"transformer_blocks": ("attn1", "attn2", "ff")},
+    modular=True,
+)
+
+HUNYUAN_IMAGE = Case(
+    name="hunyuan-image",
+    build=lambda: diffusers.HunyuanImageTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        text_embed_dim=16,
+        rope_axes_dim=(8, 8),
+    ),
+    shape=(4, 4, 4),
+    features=2 * 2 + 2,
+    tokens=16,
+    time_in_dtype=True,
+    inputs=inputs(
+        {"encoder_attention_mask": lambda batch: torch.ones(batch, 5)},
+        encoder_hidden_states=randn(5, 16),
+    ),
+    wrapped={"transformer_blocks": DUAL, "single_transformer_blocks": ("proj_out",)},
+)
