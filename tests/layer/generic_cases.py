@@ -286,6 +286,28 @@ GENERIC = {
         1000,
         STACK,
     ),
+    "StableAudioDiTModel": (
+        {
+            "sample_size": 16,
+            "in_channels": 4,
+            "num_layers": 3,
+            "attention_head_dim": 8,
+            "num_attention_heads": 2,
+            "num_key_value_attention_heads": 2,
+            "out_channels": 4,
+            "cross_attention_dim": 16,
+            "time_proj_dim": 16,
+            "global_states_input_dim": 16,
+            "cross_attention_input_dim": 16,
+        },
+        {
+            "hidden_states": randn(1, 4, 16),
+            "encoder_hidden_states": randn(1, 6, 16),
+            "global_hidden_states": randn(1, 1, 16),
+        },
+        1,
+        STACK,
+    ),
     "LatteTransformer3DModel": (
         {
             "sample_size": 8,
