@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from foca_dit.adapters.gates import Slot
-from foca_dit.adapters.spec import BlockGroup, Feature, ModelSpec, SharedGates
+from foca_dit.adapters.spec import BlockGroup, Feature, LinearGates, ModelSpec, SharedGates
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,9 @@ def lay_out(
         stage_of: what the blocks of one stage have in common.
 
     Raises:
-        ValueError: the table names a module that no block has.
+        ValueError: the table does not fit the model.
     """
+    check(model, spec)
     layout = Layout(blocks_of(model, spec))
     if granularity != "module":
         layout.slots = [Slot(BlockGroup("", "", ()))]
@@ -99,7 +101,6 @@ def lay_out(
     layout.accumulated = accumulate and spec.is_shared
     known: dict[object, int] = {}
     stage, last = 0, object()
-    seen: set[tuple[str, str]] = set()
     for position, (group, block) in enumerate(layout.blocks):
         if position == 0 or stage_of(block) != last:
             stage, last = position, stage_of(block)
@@ -107,7 +108,6 @@ def lay_out(
         for feature in group.features:
             if not _has(block, feature.module):
                 continue
-            seen.add((group.path, feature.module))
             targets = []
             for key, slot, by_table in _keys(layout, group, block, feature):
                 if (stage, key) not in known:
@@ -116,7 +116,6 @@ def lay_out(
                     layout.slots.append(slot)
                 targets.append(Target(known[stage, key], by_table))
             layout.located.append(Located(group, block, feature, tuple(targets)))
-    _check_found(model, spec, seen)
     return layout
 
 
@@ -146,11 +145,38 @@ def _has(block: torch.nn.Module, path: str) -> bool:
         return False
 
 
-def _check_found(model: torch.nn.Module, spec: ModelSpec, seen: set[tuple[str, str]]) -> None:
+def check(model: torch.nn.Module, spec: ModelSpec) -> None:
+    """Checks that a table fits a model.
+
+    Raises:
+        ValueError: it names a list, module or argument that is not there.
+    """
+    first: set[str] = set()
     for group in spec.groups:
+        blocks = list(model.get_submodule(group.path).children()) if _has(model, group.path) else []
+        if not blocks:
+            raise _misfit(model, f"names the blocks '{group.path}'", "the model has no such list")
         for feature in group.features:
-            if not feature.optional and (group.path, feature.module) not in seen:
-                raise ValueError(
-                    f"foca_dit: the adapter of {type(model).__name__} names the module "
-                    f"'{feature.module}' in the blocks of '{group.path}': no block has it"
-                )
+            for name in filter(None, (feature.module, feature.modulation)):
+                if not (feature.optional or any(_has(block, name) for block in blocks)):
+                    what = f"names the module '{name}' in the blocks of '{group.path}'"
+                    raise _misfit(model, what, "no block has it")
+        taken = set(inspect.signature(type(blocks[0]).forward).parameters)
+        first = first or taken  # a skipped step computes all gates in the first block
+        for name in (group.hidden, *group.returns, *_read(group)):
+            if name not in (taken & first if name in _read(group) else taken):
+                what = f"names the argument '{name}' of the blocks of '{group.path}'"
+                lacks = type(blocks[0]).__name__ if name not in taken else "the model's first block"
+                raise _misfit(model, what, f"{lacks} does not take it")
+
+
+def _read(group: BlockGroup) -> list[str]:
+    """The block arguments that a group's gates are read from."""
+    gates = group.gates
+    if isinstance(gates, LinearGates):
+        return [gates.conditioning] if isinstance(gates.conditioning, str) else []
+    return [gates.argument] if gates is not None and gates.argument else []
+
+
+def _misfit(model: torch.nn.Module, what: str, why: str) -> ValueError:
+    return ValueError(f"foca_dit: the adapter of {type(model).__name__} {what}: {why}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class OutputShape:
             TypeError: the model returns more than one, or none.
         """
         values: list[Any]
+        wrap: Callable[[torch.Tensor], Any]
         if isinstance(output, torch.Tensor):
             values, wrap = [output], _bare
         elif isinstance(output, (tuple, list)):

@@ -1,0 +1,178 @@
+"""A transformer of one's own, in plain PyTorch: served by a table, without diffusers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from literal import wrap
+
+from foca_dit import (
+    FoCaCacheConfig,
+    apply_foca_cache,
+    foca_cache_stats,
+    register_adapter,
+    remove_foca_cache,
+)
+from foca_dit.adapters.models import find_spec
+from foca_dit.adapters.spec import BlockGroup, Feature, LinearGates, ModelSpec
+
+EXAMPLE = Path(__file__).parents[2] / "examples/plain_dit"
+sys.path.insert(0, str(EXAMPLE))
+from cached_sampling import draw  # noqa: E402
+from plain_dit import Block, PlainDiT  # noqa: E402
+
+FULL_STEPS = (0, 1, 2, 6, 10, 14, 18)
+CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4)
+
+
+def tiny():
+    torch.manual_seed(0)
+    return PlainDiT().eval()
+
+
+def test_the_example_runs_and_never_imports_diffusers():
+    code = (
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(EXAMPLE)!r})\n"
+        f"runpy.run_path({str(EXAMPLE / 'cached_sampling.py')!r}, run_name='__main__')\n"
+        "assert not [name for name in sys.modules if name.partition('.')[0] == 'diffusers']\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "6 full steps, 14 skipped in one launch each" in done.stdout
+
+
+def test_fused_skip_equals_the_recursion_around_every_module():
+    literal = tiny()
+    assert wrap(literal, {"blocks": ("attention", "mlp")}, FULL_STEPS) == 6
+    model = apply_foca_cache(tiny(), CONFIG)
+    actual = draw(model)
+    assert foca_cache_stats(model)["collapsed_skips"] == 20 - len(FULL_STEPS)
+    torch.testing.assert_close(actual, draw(literal), rtol=5e-6, atol=5e-6)
+    assert (actual - draw(tiny())).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("granularity", ["module", "stack", "output"])
+def test_removal_leaves_the_model_as_it_was(granularity):
+    model = tiny()
+    expected, before = draw(model), _attributes(model)
+    apply_foca_cache(model, FoCaCacheConfig(granularity=granularity))
+    assert not torch.equal(draw(model), expected)
+    with pytest.raises(ValueError, match="already has a cache"):
+        apply_foca_cache(model)
+    remove_foca_cache(model)
+    assert torch.equal(draw(model), expected)
+    assert _attributes(model) == before
+
+
+def _attributes(model):
+    return {(name, key) for name, module in model.named_modules() for key in vars(module)}
+
+
+def test_a_forward_of_the_instances_own_is_given_back():
+    model, calls = tiny(), []
+    run = model.blocks[1].forward
+
+    def own(*args, **kwargs):
+        calls.append(1)
+        return run(*args, **kwargs)
+
+    model.blocks[1].forward = own
+    apply_foca_cache(model, CONFIG)
+    draw(model)
+    assert len(calls) == len(FULL_STEPS)
+    remove_foca_cache(model)
+    assert model.blocks[1].forward is own
+
+
+def test_derived_classes_are_served_and_a_second_table_replaces_the_first():
+    class Derived(PlainDiT):
+        pass
+
+    assert find_spec(Derived()) is find_spec(tiny())
+    register_adapter(Derived, ModelSpec(sample="x", timestep="t"))
+    assert find_spec(Derived()).granularities == ("output",)
+    assert find_spec(tiny()).granularities == ("module", "stack", "output")
+
+
+def _spec(**changes):
+    group = {
+        "path": "blocks",
+        "hidden": "x",
+        "returns": ("x",),
+        "features": (Feature("attention", 2, "modulation"),),
+        "gates": LinearGates("condition"),
+    }
+    return ModelSpec(groups=(BlockGroup(**(group | changes)),), sample="x", timestep="t")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"features": (Feature("attn", 2, "modulation"),)}, "module 'attn'.*no block has it"),
+        ({"features": (Feature("mlp", 2, "linear"),)}, "module 'linear'.*no block has it"),
+        ({"path": "layers"}, "'layers'.*no such list"),
+        ({"hidden": "hidden_states"}, "argument 'hidden_states'.*does not take it"),
+        ({"returns": ("x", "text")}, "argument 'text'.*does not take it"),
+        ({"gates": LinearGates("temb")}, "argument 'temb'.*does not take it"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused_at_once(changes, said):
+    class Odd(PlainDiT):
+        pass
+
+    register_adapter(Odd, _spec(**changes))
+    model = Odd()
+    before = _attributes(model)
+    with pytest.raises(ValueError, match=said):
+        apply_foca_cache(model, FoCaCacheConfig(granularity="module"))
+    assert _attributes(model) == before
+
+
+def test_ungated_features_beside_gated_ones():
+    """A table is taken at its word: with one gate dropped the oracle differs, ones and all."""
+
+    class Half(PlainDiT):
+        pass
+
+    features = (Feature("attention", 2, "modulation"), Feature("mlp"))
+    register_adapter(Half, _spec(features=features))
+    torch.manual_seed(0)
+    half = Half().eval()
+    for block in half.blocks:  # the sixth chunk is a gate of ones
+        block.modulation.weight.data[-32:] = 0
+        block.modulation.bias.data[-32:] = 1
+    literal = PlainDiT().eval()
+    literal.load_state_dict(half.state_dict())
+    wrap(literal, {"blocks": ("attention", "mlp")}, FULL_STEPS)
+    apply_foca_cache(half, CONFIG)
+    torch.testing.assert_close(draw(half), draw(literal), rtol=5e-6, atol=5e-6)
+
+
+def test_gates_of_all_lists_are_read_from_the_first_block():
+    class Other(Block):
+        def forward(self, x, other):
+            return super().forward(x, other)
+
+    class Two(PlainDiT):
+        def __init__(self):
+            super().__init__()
+            self.more = torch.nn.ModuleList([Other(32, 2)])
+
+    (first,), (second,) = _spec().groups, _spec(path="more", gates=LinearGates("other")).groups
+    register_adapter(Two, ModelSpec(groups=(first, second), sample="x", timestep="t"))
+    with pytest.raises(ValueError, match=r"'other'.*the model's first block does not take it"):
+        apply_foca_cache(Two())
+
+
+@pytest.mark.parametrize("wrong", [PlainDiT(), "PlainDiT", int])
+def test_only_classes_of_modules_can_be_registered(wrong):
+    with pytest.raises(TypeError, match=r"expected a subclass of torch\.nn\.Module"):
+        register_adapter(wrong, _spec())
+
+
+def test_an_unknown_class_is_refused_with_the_way_out():
+    with pytest.raises(TypeError, match="a class given to register_adapter, got Linear"):
+        apply_foca_cache(torch.nn.Linear(2, 2))
