@@ -13,13 +13,14 @@ LAYER = ROOT / "python/foca_dit"
 KERNELS = ROOT / "foca_kernels"
 
 # What a part of foca_dit may import from foca_dit: adapters -> state -> schemes and schedules.
-BELOW_STATE = {"config", "schemes", "schedules", "times", "clock", "plan"}
+BELOW_STATE = {"config", "schemes", "schedules", "times", "clock", "plan", "tuned"}
 STATE = {"state", "history", "trajectory", "stats"}
 ALLOWED = {
     **dict.fromkeys(BELOW_STATE, BELOW_STATE),
     **dict.fromkeys(STATE, BELOW_STATE | STATE),
     "adapters": BELOW_STATE | STATE | {"adapters"},
     "analysis": BELOW_STATE | {"analysis"},
+    "calibration": BELOW_STATE | STATE | {"adapters", "analysis", "api", "calibration"},
 }
 
 

@@ -13,6 +13,7 @@ from foca_dit.adapters.models import find_spec, register_adapter
 from foca_dit.clock import NoiseLevels
 from foca_dit.config import FoCaCacheConfig
 from foca_dit.state import CacheState
+from foca_dit.tuned import TunedPlan
 
 if TYPE_CHECKING:
     from foca_dit.adapters.hooks import ModelHook
@@ -42,7 +43,8 @@ def apply_foca_cache(
 
     Raises:
         TypeError: a model that is not supported.
-        ValueError: the model already has a cache, or cannot cache at this granularity.
+        ValueError: the model already has a cache, or cannot cache at this granularity, or is not
+            the one that the configuration's plan was tuned for.
 
     Example:
         >>> apply_foca_cache(pipe, FoCaCacheConfig(cache_interval=5))
@@ -58,6 +60,8 @@ def apply_foca_cache(
             f"foca_dit: {type(model).__name__} already has a cache: call remove_foca_cache(model) "
             "before applying another"
         )
+    if isinstance(config.plan, TunedPlan):
+        config.plan.check(model, scheduler)
     granularity = config.resolve().granularity
     if granularity not in spec.granularities:
         if config.granularity is not None:

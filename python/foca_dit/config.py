@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 
 from foca_dit import schemes, times
-from foca_dit.schedules import Interval, Schedule
+from foca_dit.schedules import FullSteps, Interval, Schedule
+from foca_dit.tuned import TunedPlan
 
 GRANULARITIES = ("module", "stack", "output")
 HISTORY_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -64,6 +66,8 @@ class FoCaCacheConfig:
             `"log_snr"`, or a function from the model's timestep to a number.
         history_dtype: storage of the history, one of bfloat16, float16, float32. None: the dtype of
             the feature itself.
+        plan: a file written by `foca-dit tune`. It brings scheme, schedule, granularity and time,
+            which must then stay unset, and refuses a model or sampler that it was not tuned for.
 
     Raises:
         ValueError, TypeError: a field that makes no sense; the message names it.
@@ -78,8 +82,11 @@ class FoCaCacheConfig:
     granularity: str | None = None
     time: str | Callable[[float], float] | None = None
     history_dtype: torch.dtype | None = None
+    plan: str | os.PathLike[str] | TunedPlan | None = None
 
     def __post_init__(self) -> None:
+        if self.plan is not None and not isinstance(self.plan, TunedPlan):
+            object.__setattr__(self, "plan", TunedPlan.load(self.plan))
         self.resolve()
 
     def resolve(self) -> Settings:
@@ -93,11 +100,35 @@ class FoCaCacheConfig:
             _choice("time", time, times.names())
         if self.history_dtype is not None:
             _choice("history_dtype", self.history_dtype, HISTORY_DTYPES)
+        if isinstance(self.plan, TunedPlan):
+            return self._planned(self.plan)
         return Settings(
             scheme=self._scheme(preset["scheme"]),
             schedule=self._schedule(preset["interval"]),
             granularity=granularity,
             time=time,
+            history_dtype=self.history_dtype,
+        )
+
+    def _planned(self, plan: TunedPlan) -> Settings:
+        for name in (
+            "cache_interval",
+            "disable_cache_after_step",
+            "scheme",
+            "schedule",
+            "granularity",
+            "time",
+        ):
+            if getattr(self, name) not in (None, getattr(plan.target, name, None)):
+                raise ValueError(
+                    f"FoCaCacheConfig: argument '{name}': expected None beside a plan (the plan "
+                    f"decides alone), got {getattr(self, name)!r}"
+                )
+        return Settings(
+            scheme=plan.scheme,
+            schedule=FullSteps(plan.plan.full_steps),
+            granularity=plan.target.granularity,
+            time=plan.time,
             history_dtype=self.history_dtype,
         )
 

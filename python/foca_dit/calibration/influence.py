@@ -1,0 +1,122 @@
+"""What an error at a step makes of the image: the factor of each step's feature error.
+
+Two parts. What the *sampler* makes of an error in the model's output follows from its coefficients
+alone (flow matching with Euler steps: `|sigma_{i+1} - sigma_i|`). What the model makes of an error
+in a feature, in the rest of that step and in all later ones, is measured at a few steps: one reused
+feature, everything else computed, the distance of the images over the distance of the features.
+The measured ratio varies slowly with the step and is noisy, so a parabola through its logarithm is
+what is used.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from foca_dit.api import apply_foca_cache, remove_foca_cache
+from foca_dit.calibration.fit import forecast_error
+from foca_dit.calibration.grams import Array
+from foca_dit.config import FoCaCacheConfig
+from foca_dit.schedules import FullSteps
+
+
+def sampler_influence(scheduler: Any, steps: int) -> Array:
+    """What an error of 1 in the model's output at step i is in the final sample, by the sampler.
+
+    The sampler is run on scalars, once per step, with an output of 1 at that step and 0 at all
+    others: exact for every sampler that is linear in the outputs, multistep ones included.
+
+    Args:
+        scheduler: a deterministic diffusers scheduler; it is copied, not touched. One that shifts
+            its noise levels by the image's size must have been used for a generation: its own
+            levels are read then.
+        steps: number of steps.
+
+    Returns:
+        float64 [S], absolute values.
+
+    Raises:
+        ValueError: the scheduler does not call the model once per step.
+    """
+    influence = np.zeros(steps)
+    if getattr(scheduler.config, "use_dynamic_shifting", False):
+        sigmas = np.asarray([float(s) for s in scheduler.sigmas])
+        if len(sigmas) != steps + 1:
+            raise ValueError(
+                f"sampler_influence: expected a scheduler that has just run {steps} steps, got "
+                f"{len(sigmas) - 1}"
+            )
+        return np.abs(np.diff(sigmas))
+    own = copy.deepcopy(scheduler)
+    for i in range(steps):
+        own.set_timesteps(steps)
+        if len(own.timesteps) != steps:
+            raise ValueError(
+                f"sampler_influence: {type(scheduler).__name__} calls the model "
+                f"{len(own.timesteps)} times in {steps} steps: expected one call per step"
+            )
+        x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        for k, t in enumerate(own.timesteps):
+            x = own.step(torch.full_like(x, float(k == i)), t, x).prev_sample
+        influence[i] = abs(float(x))
+    return influence
+
+
+def probe_steps(steps: int, count: int) -> list[int]:
+    """`count` steps, evenly spread between the third and the last but one."""
+    return sorted({round(x) for x in np.linspace(2, max(2, steps - 2), count)})
+
+
+def model_influence(
+    model: torch.nn.Module,
+    granularity: str,
+    gram: Array,
+    sampled: Array,
+    generate: Callable[[], torch.Tensor],
+    probes: Sequence[int],
+    done: Callable[[], Any] | None = None,
+) -> Array:
+    """What an error in the feature at step i is in the final sample, by sampler and model.
+
+    Args:
+        model: a supported transformer, without a cache.
+        granularity: what is cached.
+        gram: float64 [S, S] of the features of `generate` alone, summed over features.
+        sampled: [S], of `sampler_influence`.
+        generate: runs one generation, always the same, and returns its samples.
+        probes: the steps to measure; none: the sampler's part alone.
+        done: called after each generation.
+
+    Returns:
+        float64 [S], distance of the samples per distance of the features.
+    """
+    steps = len(gram)
+    full = generate()
+    if done is not None:
+        done()
+    at, ratios = [], []
+    for probe in probes:
+        schedule = FullSteps([step for step in range(steps) if step != probe])
+        config = FoCaCacheConfig(scheme="reuse", schedule=schedule, granularity=granularity)
+        apply_foca_cache(model, config)
+        try:
+            other = generate()
+        finally:
+            remove_foca_cache(model)
+        if done is not None:
+            done()
+        moved = float((other.double() - full.double()).square().sum())
+        error = forecast_error(gram, [probe - 1], probe, [1.0])
+        if moved > 0 and error > 0 and sampled[probe] > 0:
+            at.append(probe)
+            ratios.append(0.5 * np.log(moved / error) - np.log(sampled[probe]))
+    if not at:
+        return sampled.copy()
+    curve = np.polyfit(at, ratios, min(2, len(at) - 1))
+    inside = np.clip(np.arange(steps), min(at), max(at))
+    influence: Array = sampled * np.exp(np.polyval(curve, inside))
+    return influence

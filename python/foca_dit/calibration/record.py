@@ -1,0 +1,130 @@
+"""Reads the features that a cache would keep, from a model that runs in full.
+
+The cache itself is the instrument: it is applied as usual, with a state whose histories compute
+every step and hand each feature on. So what is recorded is what would be cached, for every model,
+granularity and number of guidance branches that the adapters know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from foca_dit.adapters.hooks import find_hook
+from foca_dit.api import apply_foca_cache, remove_foca_cache
+from foca_dit.config import FoCaCacheConfig
+from foca_dit.history import FeatureHistories
+from foca_dit.state import Branch, CacheState
+
+Sink = Callable[[int, int, int, torch.Tensor], None]
+"""Takes (step, branch, feature index, value) of every feature computed."""
+
+
+class _Reader(FeatureHistories):
+    """Histories that keep nothing and compute everything."""
+
+    sink: Callable[[int, int, torch.Tensor], None]
+    open_step = -1
+
+    def begin(self, step: int, *args: object, **kwargs: object) -> None:
+        self.open_step = step
+
+    def due(self, feature: int) -> bool:
+        return True
+
+    def commit(self, feature: int, value: torch.Tensor) -> None:
+        self.sink(self.open_step, feature, value.detach())
+
+
+class Recording(CacheState):
+    """A state that records.
+
+    Attributes:
+        timesteps: the model's timestep at every step of the generation so far.
+    """
+
+    def __init__(self, config: FoCaCacheConfig, sink: Sink) -> None:
+        super().__init__(config, restartable=True)
+        self._sink = sink
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        branches = list(self.branches.values())
+        return tuple(branches[0].trajectory.timesteps) if branches else ()
+
+    def _new_branch(self) -> Branch:
+        branch, number = super()._new_branch(), len(self.branches)
+        assert self.features is not None
+        reader = _Reader(self.settings, self.features, self.stats)
+        reader.sink = lambda step, feature, value: self._sink(step, number, feature, value)
+        branch.histories = reader
+        return branch
+
+
+@contextmanager
+def recording(model: torch.nn.Module, granularity: str, sink: Sink) -> Iterator[Recording]:
+    """Records one generation of a model, which runs inside the block.
+
+    Args:
+        model: a supported transformer, without a cache.
+        granularity: "module", "stack" or "output".
+        sink: takes every feature computed; the tensor is the model's own, to copy if it is kept.
+
+    Raises:
+        TypeError, ValueError: the model is not supported, or not at this granularity, or has a
+            cache already.
+    """
+    config = FoCaCacheConfig(granularity=granularity)
+    apply_foca_cache(model, config)
+    try:
+        hook = find_hook(model)
+        assert hook is not None
+        state = Recording(config, sink)
+        state.attach(hook.features, hook.state.levels)
+        hook.state = state
+        yield state
+    finally:
+        remove_foca_cache(model)
+
+
+class Trajectories:
+    """A sink that keeps one generation's features, by branch and feature.
+
+    Args:
+        max_elements: elements kept per value; larger ones are read at an even stride. None: all,
+            in their shape.
+    """
+
+    def __init__(self, max_elements: int | None = None) -> None:
+        self._limit = max_elements
+        self._values: dict[tuple[int, int], list[torch.Tensor]] = {}
+
+    def __call__(self, step: int, branch: int, feature: int, value: torch.Tensor) -> None:
+        kept = self._values.setdefault((branch, feature), [])
+        if len(kept) != step:
+            raise ValueError(
+                f"calibration: feature {feature} came at step {step} after {len(kept)} steps: "
+                "expected one generation with the same guidance branches at every step"
+            )
+        if self._limit is not None:
+            value = value.reshape(-1)
+            value = value[:: -(-value.numel() // self._limit)]
+        kept.append(value.clone())
+
+    def stacked(self, steps: int) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """(branch, feature, float64 [S, ...]) of every feature.
+
+        Raises:
+            ValueError: one is missing at some step, or not finite.
+        """
+        for (branch, feature), kept in sorted(self._values.items()):
+            if len(kept) != steps:
+                raise ValueError(
+                    f"calibration: expected feature {feature} at {steps} steps, got {len(kept)}"
+                )
+            values = torch.stack(kept).to(torch.float64)
+            if not bool(torch.isfinite(values).all()):
+                raise ValueError(f"calibration: feature {feature} is not finite at every step")
+            yield branch, feature, values
