@@ -207,12 +207,14 @@ class FeatureHook(Hook):
         """Adds to the sums over features, in float32; they are committed when the model returns."""
         feature, gates, sums = self.located.feature, self.located.group.gates, self.call.sums
         for target in self.located.targets:
-            term = value.float()
+            if target.slot not in sums:
+                sums[target.slot] = torch.zeros_like(value, dtype=torch.float32)
             if target.by_table and feature.chunk is not None:
                 assert isinstance(gates, SharedGates)
-                term = term * table_row(self.located.block, gates, feature.chunk, value)
-            total = sums.get(target.slot)
-            sums[target.slot] = term if total is None else total + term
+                row = table_row(self.located.block, gates, feature.chunk, value)
+                sums[target.slot].addcmul_(value, row)
+            else:
+                sums[target.slot].add_(value)
 
 
 class CaptureHook(Hook):

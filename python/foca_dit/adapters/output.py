@@ -23,21 +23,22 @@ class OutputShape:
         Raises:
             TypeError: the model returns more than one, or none.
         """
+        cls = type(output)  # not the output itself: the wraps outlive it
         values: list[Any]
         wrap: Callable[[torch.Tensor], Any]
         if isinstance(output, torch.Tensor):
             values, wrap = [output], _bare
         elif isinstance(output, (tuple, list)):
-            values, wrap = list(output), lambda value: type(output)([value])
+            values, wrap = list(output), lambda value: cls([value])
         else:
             names = [f.name for f in _fields(output) if getattr(output, f.name) is not None]
             values = [getattr(output, name) for name in names]
-            wrap = lambda value: type(output)(**{names[0]: value})  # noqa: E731
+            wrap = lambda value: cls(**{names[0]: value})  # noqa: E731
         if len(values) != 1 or not isinstance(values[0], torch.Tensor):
             got = ", ".join(type(value).__name__ for value in values)
             raise TypeError(
                 "foca_dit: granularity 'output': expected a model that returns one tensor, got "
-                f"{type(output).__name__} of ({got})"
+                f"{cls.__name__} of ({got})"
             )
         self._wraps[arguments.get("return_dict", True)] = wrap
         return values[0]

@@ -1,0 +1,93 @@
+"""Real pipelines around tiny transformers, module by module, against the literal oracle."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from literal import wrap
+from models import flux_prompt, tiny_flux_pipeline
+from PIL import Image
+
+from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
+
+CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4)
+WRAPPED = {
+    "transformer_blocks": ("attn", "ff", "ff_context"),
+    "single_transformer_blocks": ("proj_out",),
+}
+
+
+def _picture():
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+IMAGE, MASK = _picture(), _picture().convert("L")
+# pipeline -> (channels of the transformer's input, its arguments, steps of 10 that it runs)
+FLUX_PIPELINES = {
+    "FluxPipeline": (4, {}, 10),
+    "FluxImg2ImgPipeline": (4, {"image": IMAGE, "strength": 0.8}, 8),
+    "FluxInpaintPipeline": (4, {"image": IMAGE, "mask_image": MASK, "strength": 0.8}, 8),
+    "FluxKontextPipeline": (4, {"image": IMAGE, "_auto_resize": False, "max_area": 256}, 10),
+    "FluxFillPipeline": (12, {"image": IMAGE, "mask_image": MASK}, 10),
+}
+
+
+def _pipeline(name):
+    parts = tiny_flux_pipeline()
+    parts.vae.register_to_config(shift_factor=0.0)
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        in_channels=FLUX_PIPELINES[name][0],
+        out_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=[4, 4, 8],
+    )
+    texts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    pipeline = getattr(diffusers, name)(
+        scheduler=parts.scheduler, vae=parts.vae, transformer=transformer.eval(), **texts
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _generate(name, pipeline, seed=0):
+    return pipeline(
+        **flux_prompt(seed),
+        **FLUX_PIPELINES[name][1],
+        height=16,
+        width=16,
+        num_inference_steps=10,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="latent",
+    ).images
+
+
+@pytest.mark.parametrize("name", FLUX_PIPELINES)
+def test_every_flux_pipeline_equals_the_recursion_around_every_module(name):
+    steps = FLUX_PIPELINES[name][2]
+    full_steps = [step for step in (0, 1, 2, 6, 10) if step < steps]
+    literal = _pipeline(name)
+    wrap(literal.transformer, WRAPPED, full_steps)
+    pipeline = _pipeline(name)
+    uncached = _generate(name, pipeline)
+    apply_foca_cache(pipeline, CONFIG)
+    actual = _generate(name, pipeline)
+    stats = foca_cache_stats(pipeline)
+    assert stats["granularity"] == "module"
+    assert (stats["full_steps"], stats["collapsed_skips"]) == (
+        len(full_steps),
+        steps - len(full_steps),
+    )
+    torch.testing.assert_close(actual, _generate(name, literal), rtol=1e-5, atol=1e-5)
+    assert (actual - uncached).abs().max() > 1e-3
+    _generate(name, pipeline, seed=1)
+    assert torch.equal(_generate(name, pipeline), actual)
+    remove_foca_cache(pipeline)
+    assert torch.equal(_generate(name, pipeline), uncached)
