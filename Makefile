@@ -12,11 +12,12 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+PEERS := cache-dit==1.5.3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
-# libgomp's spinning threads turn a millisecond into eight on a busy machine.
-export OMP_WAIT_POLICY := PASSIVE
+# libgomp's spinning threads turn a millisecond into eight on a busy machine; benchmarks decide alone.
+demo test test-slow lint: export OMP_WAIT_POLICY := PASSIVE
 
 # Build for the GPU that is here, or for none. FOCA_BUILD_CUDA=1 builds without looking.
 GPU_ARCHS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | paste -sd';')
@@ -78,7 +79,12 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 
-bench: $(VENV)/built
+# What the kernels are held against, beside torch and diffusers.
+$(VENV)/peers: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PEERS)
+	@touch $@
+
+bench: $(VENV)/built $(VENV)/peers
 	$(BIN)/python benchmarks/ops.py
 	$(BIN)/python benchmarks/skip.py
 

@@ -110,7 +110,10 @@ def forecast_case(shape: Sequence[int], device: str) -> Case:
         lambda i: bytes_moved.forecast(i["history"], i["weights"]),
         {
             **kernel_calls("forecast_out", device),
-            "eager": lambda i: lambda: plain.chain_forecast(i["history"], WEIGHTS, i["out"]),
+            "eager": lambda i: lambda: plain.chain_forecast(i["history"], WEIGHTS),
+            "eager-in-place": lambda i: (
+                lambda: plain.chain_forecast_into(i["history"], WEIGHTS, i["out"])
+            ),
             "eager-float32": lambda i: lambda: plain.float32_forecast(*i.values()),
             "compile": lambda i: lambda: compiled(*i.values()),
         },

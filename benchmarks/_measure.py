@@ -1,7 +1,7 @@
 """What the benchmarks share: where a number comes from, how it is timed, how it is kept.
 
-Run with OMP_WAIT_POLICY=PASSIVE (``make bench`` does): on a busy machine spinning OpenMP threads
-turn a millisecond into eight.
+On a busy machine run with OMP_WAIT_POLICY=PASSIVE: spinning OpenMP threads turn a millisecond into
+eight there.
 """
 
 from __future__ import annotations

@@ -19,7 +19,16 @@ def _rows(weights: Tensor, n_features: int) -> Tensor:
     return weights.expand(n_features, weights.shape[-1])
 
 
-def chain_forecast(history: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+def chain_forecast(history: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """As published caches write it (e.g. diffusers' TaylorSeer): a new tensor for every product."""
+    feature = history[0] * weights[0]
+    for slot, weight in zip(history[1:], weights[1:], strict=True):
+        feature = feature + slot * weight
+    return feature
+
+
+def chain_forecast_into(history: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    """The least that eager PyTorch can move: fused multiply-adds into one buffer."""
     torch.mul(history[0], weights[0], out=out)
     for slot, weight in zip(history[1:], weights[1:], strict=True):
         out.add_(slot, alpha=weight)

@@ -2,11 +2,11 @@
 
     python benchmarks/ops.py [--elements 8388608] [--rounds 15] [--out FILE.json]
 
-8M bfloat16 elements per tensor, all providers in one run and in turn, best of all rounds. GB/s
-count the bytes that the operator must move, whatever a provider does move. cache-dit's FoCa
-calibrator takes part where cache-dit (1.5.3) is installed: approximate() beside forecast, update()
-beside commit_. The last table is the time of a call on 64 elements: what a call costs before it
-computes anything.
+8M bfloat16 elements per tensor (with 8 features: in all of one slot), all providers in one run and
+in turn, best of all rounds. GB/s count the bytes that the operator must move, whatever a provider
+does move. cache-dit's FoCa calibrator takes part where cache-dit (1.5.3) is installed:
+approximate() beside forecast, update() beside commit_. The last table is the time of a call on 64
+elements: what a call costs before it computes anything.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def all_cases(shape: tuple[int, int, int]) -> list[cases.Case]:
         cases.forecast_case(shape, "cpu"),
         cases.calibrate_case(shape, "cpu"),
         cases.calibrate_list_case(8, part, "cpu"),
+        cases.residual_case(2, shape, "cpu", rivals=True),
         cases.residual_case(8, part, "cpu", rivals=True),
         cases.packed_case(8, part, "cpu"),
         cases.commit_case(0, shape, "cpu"),

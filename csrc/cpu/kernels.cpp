@@ -93,57 +93,70 @@ void forecast_kernel(T* out, const Term* terms, int n_terms, std::int64_t offset
   end_stream();
 }
 
-// acc += gate * sum_p w_p h_p for one feature; acc is float32 and stays in cache.
-// Aliasing: none. Traffic per element: n_terms reads, and the gate's where it is not shared by
-// rows.
-template <typename T, typename Gate, int kTerms>
-void add_feature_kernel(float* acc, const Term* terms, int n_terms, std::int64_t offset,
-                        const Gate* gate, std::int64_t n) {
-  const T* data[kMaxHistory];
-  float weight[kMaxHistory];
-  const int count = kTerms > 0 ? kTerms : n_terms;
-  for (int p = 0; p < count; ++p) {
-    data[p] = static_cast<const T*>(terms[p].data) + offset;
-    weight[p] = terms[p].weight;
+// acc += sum_l gate_l sum_p w_lp h_lp over kFeatures features of equally many terms, one after the
+// other; acc is float32 and stays in cache. Aliasing: none. Traffic per element: every term read
+// once, and the gates where they are not shared by rows.
+template <typename T, typename Gate, int kTerms, int kFeatures>
+void add_features_kernel(float* acc, const FeatureTerms* features, std::int64_t offset,
+                         std::int64_t gate_offset, std::int64_t n) {
+  const T* data[kFeatures][kMaxHistory];
+  float weight[kFeatures][kMaxHistory];
+  const Gate* gate[kFeatures];
+  const int count = kTerms > 0 ? kTerms : features->n_terms;
+  for (int l = 0; l < kFeatures; ++l) {
+    for (int p = 0; p < count; ++p) {
+      data[l][p] = static_cast<const T*>(features[l].terms[p].data) + offset;
+      weight[l][p] = features[l].terms[p].weight;
+    }
+    if constexpr (!__is_same(Gate, NoGate)) {
+      gate[l] = static_cast<const Gate*>(features[l].gate) + gate_offset;
+    }
   }
   for_each_vector(n, [&](std::int64_t i, auto extent) __attribute__((always_inline)) {
-    Float feature = {};
-    for (int p = 0; p < count; ++p) {
-      feature = math::add_term(feature, weight[p], load(data[p] + i, extent));
+    Float x = load(acc + i, extent);
+    for (int l = 0; l < kFeatures; ++l) {
+      Float feature = {};
+      for (int p = 0; p < count; ++p) {
+        feature = math::add_term(feature, weight[l][p], load(data[l][p] + i, extent));
+      }
+      if constexpr (__is_same(Gate, NoGate)) {
+        x = x + feature;
+      } else {
+        x = math::add_gated(x, load(gate[l] + i, extent), feature);
+      }
     }
-    const Float x = load(acc + i, extent);
-    if constexpr (__is_same(Gate, NoGate)) {
-      store(acc + i, x + feature, extent);
-    } else {
-      store(acc + i, math::add_gated(x, load(gate + i, extent), feature), extent);
+    store(acc + i, x, extent);
+  });
+}
+
+// kFeatures features over elements [begin, end) of x, cut where the gates start anew.
+template <typename T, typename Gate, int kFeatures>
+void add_features(float* acc, const ForecastResidualArgs& args, const FeatureTerms* features,
+                  std::int64_t begin, std::int64_t end) {
+  const bool one_piece = __is_same(Gate, NoGate) || args.gate_row_stride == args.cols;
+  with_count(features->n_terms, [&](auto count) __attribute__((always_inline)) {
+    constexpr int kTerms = decltype(count)::value;
+    for (std::int64_t i = begin; i < end;) {
+      std::int64_t stop = end;
+      std::int64_t gate_offset = i;
+      if (!one_piece) {
+        const std::int64_t row = i / args.cols;
+        const std::int64_t col = i - row * args.cols;
+        if (i + args.cols - col < stop) stop = i + args.cols - col;
+        gate_offset = row / args.rows * args.gate_batch_stride + col;
+      }
+      add_features_kernel<T, Gate, kTerms, kFeatures>(acc + (i - begin), features, i, gate_offset,
+                                                      stop - i);
+      i = stop;
     }
   });
 }
 
-// One feature over elements [begin, end) of x, cut where the gate starts anew.
-template <typename T, typename Gate>
-void add_feature(float* acc, const ForecastResidualArgs& args, const FeatureTerms& feature,
-                 std::int64_t begin, std::int64_t end) {
-  const Gate* gate = static_cast<const Gate*>(feature.gate);
-  const bool one_piece = __is_same(Gate, NoGate) || args.gate_row_stride == args.cols;
-  with_count(feature.n_terms, [&](auto count) __attribute__((always_inline)) {
-    constexpr int kTerms = decltype(count)::value;
-    for (std::int64_t i = begin; i < end;) {
-      std::int64_t stop = end;
-      const Gate* piece = gate;
-      if (one_piece) {
-        piece += i;
-      } else {
-        const std::int64_t row = i / args.cols;
-        const std::int64_t col = i - row * args.cols;
-        if (i + args.cols - col < stop) stop = i + args.cols - col;
-        piece += row / args.rows * args.gate_batch_stride + col;
-      }
-      add_feature_kernel<T, Gate, kTerms>(acc + (i - begin), feature.terms, feature.n_terms, i,
-                                          piece, stop - i);
-      i = stop;
-    }
-  });
+// How many of the next features go in one pass over acc. With two, acc is loaded and stored half as
+// often and more streams are under way: 10 to 20 % faster than one on an AMD EPYC with AVX-512
+// (8 features of 3 terms, bf16 and fp32, 2026-11); four were slower again.
+FOCA_SIMD int take(const FeatureTerms* features, int left) {
+  return left > 1 && features[0].n_terms == features[1].n_terms ? 2 : 1;
 }
 
 // x += sum_l gate_l sum_p w_lp h_lp, for one block of x.
@@ -157,15 +170,22 @@ void residual(const ForecastResidualArgs& args, const FeatureTerms* features, in
       store(acc + i, load(x + i, extent), extent);
     });
   });
-  for (int l = 0; l < n_features; ++l) {
+  for (int l = 0, taken; l < n_features; l += taken) {
+    taken = take(features + l, n_features - l);
     with_type(args.history_dtype, [&](auto type) __attribute__((always_inline)) {
       using T = decltype(type);
+      const auto add = [&](auto gate) __attribute__((always_inline)) {
+        using Gate = decltype(gate);
+        if (taken == 2) {
+          add_features<T, Gate, 2>(acc, args, features + l, begin, end);
+        } else {
+          add_features<T, Gate, 1>(acc, args, features + l, begin, end);
+        }
+      };
       if (args.gates == nullptr) {
-        add_feature<T, NoGate>(acc, args, features[l], begin, end);
+        add(NoGate{});
       } else {
-        with_type(args.gate_dtype, [&](auto gate_type) __attribute__((always_inline)) {
-          add_feature<T, decltype(gate_type)>(acc, args, features[l], begin, end);
-        });
+        with_type(args.gate_dtype, add);
       }
     });
   }
