@@ -24,6 +24,7 @@ from foca_dit.calibration.fit import NOISE
 from foca_dit.calibration.grams import Array
 
 OWN_ERROR = 0.1
+MAX_ROUNDS = 10
 
 
 def coherence(steps: int, own: float = OWN_ERROR) -> Array:
@@ -140,8 +141,7 @@ def refine(
     """
     full = sorted(full_steps)
     best = fit_jointly(gram, influence, full, history, noise).cost
-    improved = True
-    while improved:
+    for _ in range(MAX_ROUNDS):
         improved = False
         for k in range(kept, len(full)):
             for move in (-4, -2, -1, 1, 2, 4):
@@ -152,4 +152,6 @@ def refine(
                 cost = fit_jointly(gram, influence, trial, history, noise).cost
                 if cost < best * (1 - 1e-3):
                     best, full, improved = cost, trial, True
+        if not improved:
+            break
     return tuple(full)

@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from foca_dit.cli import demo, doctor, schedule
+from foca_dit.cli import demo, doctor, schedule, tune
 
-COMMANDS = (demo, schedule, doctor)
+COMMANDS = (demo, tune, schedule, doctor)
 
 
 def build_parser() -> argparse.ArgumentParser:

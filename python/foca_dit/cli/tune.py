@@ -1,0 +1,171 @@
+"""`foca-dit tune`: a plan for one model and sampler, from a few generations of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from foca_dit.analysis.sampling import sample
+from foca_dit.cli.demo import DEFAULT_MODEL, load
+from foca_dit.config import GRANULARITIES
+
+if TYPE_CHECKING:
+    from foca_dit.tuned import TunedPlan
+
+QUICK = {"samples": 4, "probes": 5}
+THOROUGH = {"samples": 8, "probes": 10}
+CHECKED = 3
+"""So many times the recorded samples are drawn, from other seeds, to say how good the plan is."""
+
+
+def add_to(commands: Any) -> None:
+    """Adds the sub-command to the parser."""
+    parser = commands.add_parser(
+        "tune",
+        help="fit a plan to one model and sampler: where to compute, how to forecast",
+        description="Draws a few samples in full, keeps the inner products of the features, places "
+        "the full steps by dynamic programming and fits the weights of the forecasts to them. The "
+        "plan is checked on other seeds and written to a JSON file: "
+        'FoCaCacheConfig(plan="FILE") applies it. docs/tune.md explains it.',
+    )
+    parser.add_argument(
+        "model",
+        type=Path,
+        nargs="?",
+        default=DEFAULT_MODEL,
+        help="folder with transformer/ and scheduler/ (default examples/fashion_dit/weights)",
+    )
+    parser.add_argument(
+        "--budget",
+        type=int,
+        nargs="+",
+        default=[9],
+        metavar="N",
+        help="full steps per generation (default 9); several budgets share one recording",
+    )
+    parser.add_argument("--steps", type=int, default=50, help="denoising steps (default 50)")
+    parser.add_argument("--samples", type=int, help="samples to record (default 8, with --quick 4)")
+    parser.add_argument(
+        "--granularity", choices=GRANULARITIES, default="module", help="what to cache (module)"
+    )
+    parser.add_argument("--shift", type=float, help="shift of a flow schedule (the model's own)")
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="default 1: none")
+    parser.add_argument("--seed", type=int, default=1000, help="of the recorded samples")
+    parser.add_argument("--quick", action="store_true", help="fewer samples and probes")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("plan.json"),
+        help="the plan; with several budgets plan-9.json, plan-12.json, ..",
+    )
+    parser.add_argument(
+        "--draw",
+        type=Path,
+        metavar="FILE",
+        help="a picture of quality over full steps beside the uniform schemes (and cache-dit, if "
+        "it is installed)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, tunes, writes."""
+    from tqdm import tqdm
+
+    from foca_dit.calibration.tune import Seeds, measure, tune
+
+    settings = QUICK if args.quick else THOROUGH
+    samples = settings["samples"] if args.samples is None else args.samples
+    check(args, samples)
+    model, scheduler = load(args.model)
+    if args.shift is not None:
+        scheduler = type(scheduler).from_config(scheduler.config, shift=args.shift)
+    seeds = Seeds([args.seed], [args.seed + 1], [args.seed + 2 + i for i in range(CHECKED)])
+    probes = settings["probes"]
+    # Generations: recorded, probed, and per budget up to three candidates chosen from and one
+    # checked, each beside the full run.
+    total = (2 + probes) + len(args.budget) * (4 + 2 * CHECKED)
+    print(f"{samples} samples, {args.steps} steps, {torch.get_num_threads()} threads")
+    with tqdm(total=total, unit="generation") as bar:
+        of_model = drawing(model, scheduler, samples, args.steps, args.guidance_scale)
+        draw = partial(of_model, model)
+        bar.set_description("recording")
+        measured = measure(
+            model, scheduler, draw, args.granularity, seeds.record, probes, bar.update
+        )
+        plans = []
+        for budget in args.budget:
+            bar.set_description(f"{budget} full steps")
+            plan = tune(model, draw, measured, budget, seeds, bar.update)
+            plan.save(_file(args.out, budget, len(args.budget)))
+            plans.append(plan)
+        bar.total = bar.n
+    print(table(plans))
+    for budget in args.budget:
+        print(f"written: {_file(args.out, budget, len(args.budget))}")
+    if args.draw is not None:
+        from foca_dit.cli.tradeoff import measure_rivals, picture
+
+        lines = measure_rivals(model, of_model, seeds.check, args.granularity, args.steps)
+        lines["tuned"] = [(len(p.plan.full_steps), p.report["check_psnr"]) for p in plans]
+        picture(lines, args.steps).save(args.draw)
+        print(f"quality over full steps: {args.draw}")
+    return 0
+
+
+def check(args: argparse.Namespace, samples: int) -> None:
+    """Refuses arguments that cannot work before anything is computed."""
+    for name, value, least in (
+        ("samples", samples, 1),
+        ("steps", args.steps, 3),
+        ("budget", min(args.budget), 2),
+    ):
+        if value < least:
+            raise ValueError(f"argument --{name}: expected at least {least}, got {value}")
+    if max(args.budget) > args.steps:
+        raise ValueError(
+            f"argument --budget: expected at most --steps {args.steps}, got {max(args.budget)}"
+        )
+    for name, file in (("out", args.out), ("draw", args.draw)):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise FileNotFoundError(f"argument --{name}: expected a folder that exists, got {file}")
+
+
+def drawing(
+    model: torch.nn.Module, scheduler: Any, samples: int, steps: int, guidance_scale: float
+) -> Callable[[torch.nn.Module, int], torch.Tensor]:
+    """A function from a model and a seed to a batch of samples, for a class-conditional model."""
+    config: Any = model.config
+    size, channels = int(config.sample_size), int(config.in_channels)
+    classes = int(config.num_embeds_ada_norm)
+
+    def draw(model: torch.nn.Module, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(samples, channels, size, size, generator=generator)
+        # Other classes for other seeds, all of them in turn.
+        labels = (torch.arange(samples) * 3 + seed) % classes
+        return sample(model, scheduler, noise, labels, steps, guidance_scale)
+
+    return draw
+
+
+def table(plans: Sequence[TunedPlan]) -> str:
+    """What was found, as text."""
+    head = f"{'full steps':<12}{'PSNR dB':>8}  {'placed by':<21}steps"
+    lines = [head, "-" * (len(head) + 40)]
+    for plan in plans:
+        report = plan.report
+        where = ", ".join(map(str, plan.plan.full_steps))
+        lines.append(
+            f"{report['budget']:<12}{report['check_psnr']:>8.1f}  {report['chosen']:<21}{where}"
+        )
+    return "\n".join(lines)
+
+
+def _file(out: Path, budget: int, budgets: int) -> Path:
+    return out if budgets == 1 else out.with_name(f"{out.stem}-{budget}{out.suffix}")
