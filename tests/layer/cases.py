@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import diffusers
 from case import WIDTH
-from cases_image import FLUX, FLUX2, HUNYUAN_IMAGE, PIXART, SD3, qwen
+from cases_image import BRIA, FLUX, FLUX2, HUNYUAN_IMAGE, LONGCAT, OVIS, PIXART, SD3, qwen
 from cases_video import COGVIDEOX, FRAMEPACK, hunyuan, ltx, wan
 
 __all__ = ["CASES", "WIDTH"]
 
 CASES = (
     FLUX,
+    BRIA,
+    LONGCAT,
+    OVIS,
     hunyuan("hunyuan-video", None),
     hunyuan("hunyuan-video-i2v", "latent_concat"),
     hunyuan("hunyuan-video-i2v-token-replace", "token_replace"),

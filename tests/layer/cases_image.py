@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import diffusers
 import torch
 from case import Case, flow, inputs, randn
@@ -156,3 +158,45 @@ HUNYUAN_IMAGE = Case(
     ),
     wrapped={"transformer_blocks": DUAL, "single_transformer_blocks": ("proj_out",)},
 )
+
+
+def flux_like(name: str, cls: Any, timestep: Any = flow, **changes: Any) -> Case:
+    """Classes with FLUX's blocks under another name."""
+    fixed: dict[str, Any] = {
+        "img_ids": torch.arange(18.0).view(6, 3),
+        "txt_ids": torch.zeros(5, 3),
+    }
+    if name == "longcat-image":
+        fixed["guidance"] = lambda batch: torch.full((batch,), 3.5)
+    config: dict[str, Any] = {
+        "in_channels": 4,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "axes_dims_rope": [4, 4, 8],
+    }
+    return Case(
+        name=name,
+        build=lambda: cls(**(config | changes)),
+        shape=(6, 4),
+        features=2 * 2 + 2,
+        tokens=6,
+        timestep=timestep,
+        inputs=inputs(fixed, encoder_hidden_states=randn(5, 32)),
+        wrapped={"transformer_blocks": DUAL, "single_transformer_blocks": ("proj_out",)},
+    )
+
+
+BRIA = flux_like(
+    "bria",
+    diffusers.BriaTransformer2DModel,
+    timestep=lambda t, batch: torch.full((batch,), 1000 * t),
+    pooled_projection_dim=None,
+    axes_dims_rope=[0, 8, 8],
+)
+LONGCAT = flux_like(
+    "longcat-image", diffusers.LongCatImageTransformer2DModel, pooled_projection_dim=32
+)
+OVIS = flux_like("ovis-image", diffusers.OvisImageTransformer2DModel, out_channels=4)

@@ -125,12 +125,6 @@ GENERIC = {
         1000,
         STACK,
     ),
-    "BriaTransformer2DModel": (
-        FLUX_LIKE | {"pooled_projection_dim": None, "axes_dims_rope": [0, 8, 8]},
-        FLUX_CALL,
-        1000,
-        STACK,
-    ),
     "ChromaTransformer2DModel": (
         FLUX_LIKE
         | {
@@ -142,13 +136,6 @@ GENERIC = {
         1,
         STACK,
     ),
-    "LongCatImageTransformer2DModel": (
-        FLUX_LIKE | {"pooled_projection_dim": 32},
-        FLUX_CALL | {"guidance": torch.tensor([3.5])},
-        1,
-        STACK,
-    ),
-    "OvisImageTransformer2DModel": (FLUX_LIKE | {"out_channels": 4}, FLUX_CALL, 1, STACK),
     "AuraFlowTransformer2DModel": (
         {
             "sample_size": 8,

@@ -7,6 +7,7 @@ from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProj
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats
+from foca_dit.adapters.models import find_spec
 
 BY_NAME = {case.name: case for case in CASES}
 CONFIG = FoCaCacheConfig(cache_interval=4)
@@ -92,6 +93,16 @@ def test_an_ip_adapter_is_told_from_the_call():
         actual = draw(model)
     assert torch.equal(actual, draw(adapted()))
     assert sum(foca_cache_stats(model)["bypasses"].values()) == 12
+
+
+@pytest.mark.parametrize("name", ["flux", "bria", "sd3"])
+@pytest.mark.parametrize("argument", ["joint_attention_kwargs", "attention_kwargs"])
+@pytest.mark.parametrize("key", ["ip_adapter_image_embeds", "ip_hidden_states"])
+def test_keys_of_arguments_are_looked_at(name, argument, key):
+    spec = find_spec(BY_NAME[name].model())
+    assert spec.forbidden({argument: {key: [torch.zeros(1)]}}) == f"{argument}.{key}"
+    assert spec.forbidden({argument: {key: None, "scale": 1.0}}) is None
+    assert spec.forbidden({argument: None}) is None
 
 
 def test_other_joint_attention_kwargs_are_no_reason():

@@ -21,11 +21,6 @@ def _list(path: str, returns: tuple[str, ...] = _BARE, tokens: Tokens = "all") -
     return BlockGroup(path, "hidden_states", returns, tokens=tokens)
 
 
-_DUAL_SINGLE = (
-    _list("transformer_blocks", _TEXT_FIRST),
-    _list("single_transformer_blocks", _TEXT_FIRST),
-)
-
 # Classes whose blocks diffusers does not register, or where its metadata does not say all.
 STACKS: dict[str, tuple[BlockGroup, ...]] = {
     "AllegroTransformer3DModel": (_list("transformer_blocks"),),
@@ -34,7 +29,6 @@ STACKS: dict[str, tuple[BlockGroup, ...]] = {
         _list("joint_transformer_blocks", _TEXT_FIRST),
         _list("single_transformer_blocks", tokens="last"),
     ),
-    "BriaTransformer2DModel": _DUAL_SINGLE,
     "ChromaTransformer2DModel": (
         _list("transformer_blocks", _TEXT_FIRST),
         _list("single_transformer_blocks", tokens="last"),
@@ -44,14 +38,20 @@ STACKS: dict[str, tuple[BlockGroup, ...]] = {
     "Kandinsky5Transformer3DModel": (
         BlockGroup("visual_transformer_blocks", "visual_embed", ("visual_embed",)),
     ),
-    "LongCatImageTransformer2DModel": _DUAL_SINGLE,
     "Lumina2Transformer2DModel": (_list("layers"),),  # its refiners run at every step
-    "OvisImageTransformer2DModel": _DUAL_SINGLE,
     "PRXTransformer2DModel": (_list("blocks"),),
     "SanaTransformer2DModel": (_list("transformer_blocks"),),
     "SkyReelsV2Transformer3DModel": (_list("blocks"),),
     "StableAudioDiTModel": (_list("transformer_blocks"),),
 }
+
+# Classes whose pipelines call them with a time between 0 and 1 (Lumina 2: with 1 - sigma).
+UNIT_TIME = (
+    "AuraFlowTransformer2DModel",
+    "ChromaTransformer2DModel",
+    "Lumina2Transformer2DModel",
+    "PRXTransformer2DModel",
+)
 
 # Registered blocks, but what runs is not one chain of them on one stream.
 OUTPUT_ONLY = (
@@ -75,6 +75,7 @@ def generic_spec(model: torch.nn.Module) -> ModelSpec | None:
     return ModelSpec(
         groups=groups,
         class_name=cls.__name__,
+        timestep_scale=1.0 if any(name in UNIT_TIME for name in names) else 1000.0,
         must_be_none=tuple(
             name for name in parameters if "controlnet" in name and not name.endswith("_repeat")
         ),

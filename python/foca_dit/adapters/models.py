@@ -76,8 +76,11 @@ def _split(counts: list[int], shape: torch.Size, first: range, rest: range) -> l
 
 
 _JOINT = ("encoder_hidden_states", "hidden_states")
-_ADAPTED = ("ip_adapter_image_embeds", "ip_hidden_states")
-_IP_ADAPTER = tuple(f"joint_attention_kwargs.{key}" for key in _ADAPTED)
+_IP_ADAPTER = tuple(
+    f"{name}.{key}"
+    for name in ("joint_attention_kwargs", "attention_kwargs")
+    for key in ("ip_adapter_image_embeds", "ip_hidden_states")
+)
 # Rows of AdaLayerNormZero: shift, scale, gate of the attention, then of the feed-forward.
 _ZERO = LinearGates("temb")
 _IMAGE_FEATURES = (
@@ -256,15 +259,19 @@ _ENTRIES = (
     ),
 )
 
-# Classes that are built of the same blocks in the same order as another.
+# Classes that are built of the same blocks in the same order as another, and their timestep scale.
 _ALIKE = {
-    "HunyuanVideoFramepackTransformer3DModel": "HunyuanVideoTransformer3DModel",
-    "HunyuanImageTransformer2DModel": "HunyuanVideoTransformer3DModel",
-    "ChronoEditTransformer3DModel": "WanTransformer3DModel",
+    "BriaTransformer2DModel": ("FluxTransformer2DModel", 1000.0),
+    "LongCatImageTransformer2DModel": ("FluxTransformer2DModel", 1.0),
+    "OvisImageTransformer2DModel": ("FluxTransformer2DModel", 1.0),
+    "HunyuanVideoFramepackTransformer3DModel": ("HunyuanVideoTransformer3DModel", 1000.0),
+    "HunyuanImageTransformer2DModel": ("HunyuanVideoTransformer3DModel", 1000.0),
+    "ChronoEditTransformer3DModel": ("WanTransformer3DModel", 1000.0),
 }
 
 SPECS: dict[str, ModelSpec] = {spec.class_name: spec for spec in _ENTRIES}
-SPECS |= {name: replace(SPECS[like], class_name=name) for name, like in _ALIKE.items()}
+for _name, (_like, _scale) in _ALIKE.items():
+    SPECS[_name] = replace(SPECS[_like], class_name=_name, timestep_scale=_scale)
 
 _REGISTERED: dict[type, ModelSpec] = {}
 
