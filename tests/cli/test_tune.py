@@ -114,7 +114,7 @@ def test_chart_draws_its_lines_where_they_belong(log_y):
         (x, y)
         for x in range(400)
         for y in range(300)
-        if (p := image.getpixel((x, y)))[0] > p[1] + 60 and x < 300
+        if (p := image.getpixel((x, y)))[0] > p[1] + 60 and x < 345
     ]
     lowest = [x for x, y in red if y > 200]
     highest = [x for x, y in red if y < 120]

@@ -76,7 +76,7 @@ def recording(model: torch.nn.Module, granularity: str, sink: Sink) -> Iterator[
         TypeError, ValueError: the model is not supported, or not at this granularity, or has a
             cache already.
     """
-    config = FoCaCacheConfig(granularity=granularity)
+    config = FoCaCacheConfig(cache_interval=1, granularity=granularity)
     apply_foca_cache(model, config)
     try:
         hook = find_hook(model)
