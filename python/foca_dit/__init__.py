@@ -6,6 +6,7 @@ The tensor work is done by the fused operators of `foca_kernels`.
 """
 
 from foca_dit import schemes
+from foca_dit.adaptive import Adaptive
 from foca_dit.api import (
     apply_foca_cache,
     cache_scope,
@@ -18,6 +19,7 @@ from foca_dit.schedules import FullSteps, Interval, Schedule, StepMask
 from foca_dit.state import CacheState
 
 __all__ = [
+    "Adaptive",
     "CacheState",
     "FoCaCacheConfig",
     "FullSteps",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,18 +20,64 @@ class NoiseLevels:
         timestep_scale: the timestep of sigma 1 in a flow-matching model (1000 in most, 1 in FLUX).
         alpha_bar: for DDPM-type models, the cumulative product of the alphas by timestep [T];
             None for flow matching.
+        prediction: what the model predicts: "flow" (the velocity of flow matching), or one of
+            diffusers' "epsilon", "v_prediction", "sample".
+        scheduler: the diffusers scheduler of the pipeline, which knows the steps to come; None for
+            a bare model.
     """
 
     timestep_scale: float = 1000.0
     alpha_bar: tuple[float, ...] | None = None
+    prediction: str = "flow"
+    scheduler: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, scheduler: Any, timestep_scale: float) -> NoiseLevels:
         """Reads them off a diffusers scheduler (None: flow matching)."""
         table = getattr(scheduler, "alphas_cumprod", None)
         if table is None:
-            return cls(timestep_scale)
-        return cls(timestep_scale, tuple(float(value) for value in table))
+            return cls(timestep_scale, scheduler=scheduler)
+        prediction = getattr(scheduler.config, "prediction_type", "epsilon")
+        return cls(timestep_scale, tuple(float(v) for v in table), prediction, scheduler)
+
+    @property
+    def largest(self) -> float:
+        """The timestep of pure noise."""
+        return self.timestep_scale if self.alpha_bar is None else float(len(self.alpha_bar) - 1)
+
+    def sigma(self, timestep: float) -> float:
+        """The noise share of flow matching, in [0, 1]."""
+        return min(max(timestep / self.timestep_scale, 0.0), 1.0)
+
+    def cumulative(self, timestep: float) -> float:
+        """abar of a DDPM-type model, between the table's entries too."""
+        assert self.alpha_bar is not None
+        table = self.alpha_bar
+        place = min(max(timestep, 0.0), len(table) - 1.0)
+        low = min(int(place), max(len(table) - 2, 0))
+        high = min(low + 1, len(table) - 1)
+        return table[low] + (place - low) * (table[high] - table[low])
+
+    def place(self, timestep: float) -> tuple[float, float]:
+        """(alpha, sigma) with x = alpha data + sigma noise."""
+        if self.alpha_bar is None:
+            sigma = self.sigma(timestep)
+            return 1.0 - sigma, sigma
+        abar = self.cumulative(timestep)
+        return math.sqrt(abar), math.sqrt(1.0 - abar)
+
+    def planned(self) -> tuple[float, ...] | None:
+        """The model's timesteps of the loop that the scheduler is set to, or None.
+
+        A host read when the scheduler keeps them on a GPU: ask once per generation.
+        """
+        steps = getattr(self.scheduler, "timesteps", None)
+        if steps is None or len(steps) == 0:
+            return None
+        unit = 1.0
+        if self.alpha_bar is None:
+            unit = self.timestep_scale / getattr(self.scheduler.config, "num_train_timesteps", 1000)
+        return tuple(unit * float(t) for t in steps.tolist())
 
 
 Clock = Callable[[float, int], float]
@@ -47,9 +94,7 @@ def make_clock(time: str | Callable[[float], float], levels: NoiseLevels) -> Clo
         return lambda timestep, step: float(time(timestep))
     variable = times.get(time)
     if levels.alpha_bar is None:
-        return lambda timestep, step: float(
-            variable.flow(step, min(max(timestep / levels.timestep_scale, 0.0), 1.0))
-        )
+        return lambda timestep, step: float(variable.flow(step, levels.sigma(timestep)))
     table = np.asarray(levels.alpha_bar)
     grid = np.arange(len(table))
     return lambda timestep, step: float(variable.ddpm(step, np.interp(timestep, grid, table)))

@@ -6,6 +6,7 @@ at different steps: a mask over blocks, or a step that an exception cut short, n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ import torch
 
 import foca_kernels
 from foca_dit.config import Settings
+from foca_dit.defects import DefectMeter, defect_rows
+from foca_dit.sampler import Outlook
+from foca_dit.schedules import Decision
 from foca_dit.stats import CacheStats
 
 
@@ -32,6 +36,8 @@ class FeatureHistories:
         self._anchors: list[tuple[int, ...]] = [() for _ in range(count)]
         self._due: list[int] = [0] * count
         self._dtypes: list[torch.dtype | None] = [None] * count
+        self._meter = DefectMeter(count) if settings.schedule.uses_defects else None
+        self._decided = -1
         self._tau: Sequence[float] = ()
         self._step = -1
         self._compute_all = False
@@ -88,12 +94,50 @@ class FeatureHistories:
         anchors = (*anchors, self._step)
         if anchors not in self._transitions:
             table = settings.scheme.transition(self._tau, anchors)
+            if self._meter is not None:
+                rows = defect_rows(settings.scheme, self._tau, anchors)
+                table = np.concatenate([table, rows])
             self._transitions[anchors] = _host_table(table)
-        foca_kernels.commit_(value, slots, self._transitions[anchors])
+        sums = None
+        if self._meter is not None:
+            sums = self._meter.slot(self._step, feature, value.device)
+        foca_kernels.commit_(value, slots, self._transitions[anchors], sums)
         self._slots[feature], self._anchors[feature] = slots, anchors
         self._dtypes[feature] = value.dtype
-        self._due[feature] = settings.schedule.next_full(anchors, feature)
+        if self._meter is None:
+            self._due[feature] = settings.schedule.next_full(anchors, feature)
         self._stats.commits += 1
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the open step was computed and the schedule has still to say what follows."""
+        if self._meter is None or self._decided == self._step:
+            return False
+        return any(anchors and anchors[-1] == self._step for anchors in self._anchors)
+
+    @property
+    def decisive_anchors(self) -> tuple[int, ...]:
+        """The anchors that a decision for all features goes by: those of the shortest history."""
+        return min(self._anchors, key=len)
+
+    def decide(self, outlook: Outlook) -> Decision:
+        """Asks an adaptive schedule, once per full step, and follows it. A host read."""
+        assert self._meter is not None
+        settings, anchors = self._settings, self.decisive_anchors
+        self._meter.read(getattr(settings.schedule, "reduce", None))
+        defects = [self._meter.defects.get(anchor, math.nan) for anchor in anchors]
+        degree = settings.scheme.exact_degree
+        decision = settings.schedule.decide(anchors, defects, outlook, degree)
+        self._stats.host_reads += 1
+        self._stats.nonfinite_defects += not decision.finite
+        self._stats.note(anchors, decision.predicted)
+        self.follow(decision)
+        return decision
+
+    def follow(self, decision: Decision) -> None:
+        """Takes a decision over: all features are due at the same step."""
+        self._due = [decision.next_full] * len(self._due)
+        self._decided = self._step
 
     def forecast(self, feature: int) -> torch.Tensor:
         """The forecast of one feature at the open step: a new tensor of the feature's dtype."""

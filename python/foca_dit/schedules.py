@@ -6,20 +6,41 @@ Asked again at every full step, it serves fixed lists and step size controllers 
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from foca_dit.sampler import Outlook
 from foca_dit.schemes.base import fault, require_int
 
 NEVER = sys.maxsize
 """What `next_full` returns when no further full step follows: later than any step."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an adaptive schedule decided at a full step.
+
+    Attributes:
+        next_full: the next full step, or `NEVER`.
+        predicted: the error that the steps skipped until then are predicted to add to the final
+            sample, in the unit of the schedule's tolerance; NaN: no prediction.
+        finite: False if what was measured was not finite, so that the decision ignores it.
+    """
+
+    next_full: int
+    predicted: float = math.nan
+    finite: bool = True
 
 
 class Schedule(ABC):
@@ -49,6 +70,24 @@ class Schedule(ABC):
         Returns:
             A step after `anchors[-1]`, or `NEVER`.
         """
+
+    def decide(
+        self,
+        anchors: Sequence[int],
+        defects: Sequence[float],
+        outlook: Outlook,
+        degree: int = 1,
+    ) -> Decision:
+        """One decision for all features, asked of schedules that use defects after a full step.
+
+        Args:
+            anchors: The full steps since the last reset, the one just computed included.
+            defects: For each anchor, how far the features were from what their history would have
+                forecast for it, relative to their norm; NaN where that could not be measured.
+            outlook: Times and weights of all steps, past and to come.
+            degree: The scheme's `exact_degree`.
+        """
+        return Decision(self.next_full(anchors, 0, defects[-1:]))
 
     def full_steps(self, num_steps: int, feature: int = 0) -> tuple[int, ...]:
         """All full steps out of `num_steps`; only for schedules that need no defects.
@@ -122,6 +161,23 @@ class FullSteps(Schedule):
             expected = "strictly increasing steps that start with 0"
             raise ValueError(fault("FullSteps", "steps", expected, steps))
         object.__setattr__(self, "steps", steps)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the list as JSON, `{"full_steps": [..]}`."""
+        Path(path).write_text(json.dumps({"full_steps": list(self.steps)}) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FullSteps:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: the file is no such list.
+        """
+        data = json.loads(Path(path).read_text())
+        if not isinstance(data, dict) or not isinstance(data.get("full_steps"), list):
+            expected = 'a JSON file {"full_steps": [..]}'
+            raise ValueError(fault("FullSteps.load", "path", expected, str(path)))
+        return cls(data["full_steps"])
 
     def next_full(
         self,

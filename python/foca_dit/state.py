@@ -4,11 +4,15 @@ one per request and switch between them call by call.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from foca_dit.clock import NoiseLevels, make_clock
 from foca_dit.config import FoCaCacheConfig, Settings
 from foca_dit.history import FeatureHistories
+from foca_dit.sampler import Outlook, look_ahead
+from foca_dit.schedules import Decision
 from foca_dit.stats import CacheStats
 from foca_dit.trajectory import Trajectory
 
@@ -17,6 +21,7 @@ OUT_OF_ORDER = (
     "the timestep moved against the direction of the loop",
     "a finished step was called again",
 )
+LEFT_OUT = "the guidance branch was left out of a step"
 
 
 class Branch:
@@ -31,6 +36,7 @@ class Branch:
         self.histories = histories
         self._entered = -1
         self._finished = -1
+        self._planned: tuple[float, ...] | None = None
 
     def enter(
         self, timestep: float, sample: torch.Tensor, compute_all: bool = False
@@ -53,6 +59,13 @@ class Branch:
     def leave(self) -> None:
         """Closes the step: the call returned."""
         self._finished = self._entered
+
+    def look_ahead(self, levels: NoiseLevels, timesteps: Sequence[float] | None) -> Outlook:
+        """All steps of this generation, as far as the scheduler, or else `timesteps`, tells."""
+        if self._planned is None:  # once per generation: it may be a host read
+            self._planned = tuple(timesteps or levels.planned() or ())
+        path = self.trajectory
+        return look_ahead(path.clock, levels, path.timesteps, path.tau, self._planned or None)
 
 
 class CacheState:
@@ -78,6 +91,8 @@ class CacheState:
         self._restartable = restartable
         self._branches: dict[str, Branch] = {}
         self._counter = _BranchCounter()
+        self._latest: tuple[float | None, float | None] = (None, None)
+        self._decision: tuple[Branch, tuple[int, ...], Decision] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -106,6 +121,8 @@ class CacheState:
         """Forgets all histories and gives their memory back. The counts in `stats` stay."""
         self._branches.clear()
         self._counter = _BranchCounter()
+        self._latest = (None, None)
+        self._decision = None
 
     def enter(self, timestep: float, sample: torch.Tensor, branch: str | None = None) -> Branch:
         """Finds the branch and step of a call and opens it.
@@ -123,6 +140,8 @@ class CacheState:
         reason = known.trajectory.break_with(timestep, sample) if known else None
         if known and reason is None and branch is not None and known.repeats(timestep):
             reason = OUT_OF_ORDER[1]
+        if known and reason is None and branch is not None and self._missed_a_step(known, timestep):
+            reason = LEFT_OUT
         if self._restartable and branch is None and reason is None:
             reason = self._why_not_counted(name, timestep, sample)
         if reason is not None:
@@ -134,12 +153,35 @@ class CacheState:
         # calls at the second step tells, so nothing is forecast before it is over.
         unsure = self._restartable and branch is None and known.trajectory.step < 1
         known.enter(timestep, sample, compute_all=unsure)
+        if timestep != self._latest[-1]:
+            self._latest = (self._latest[-1], timestep)
         return known
 
     def leave(self, branch: Branch, timestep: float) -> None:
         """Closes a call that returned."""
         branch.leave()
         self._counter.count(timestep)
+        if branch.histories.undecided:
+            self._decide(branch)
+
+    def _decide(self, branch: Branch) -> None:
+        """Lets an adaptive schedule decide, once per step for all guidance branches."""
+        anchors = branch.histories.decisive_anchors
+        if self._decision is not None:
+            owner, its_anchors, decision = self._decision
+            same_step = owner.trajectory.timesteps == branch.trajectory.timesteps
+            if owner is not branch and same_step and its_anchors == anchors:
+                branch.histories.follow(decision)
+                return
+        timesteps = getattr(self.settings.schedule, "timesteps", None)
+        outlook = branch.look_ahead(self.levels, timesteps)
+        self._decision = branch, anchors, branch.histories.decide(outlook)
+
+    def _missed_a_step(self, branch: Branch, timestep: float) -> bool:
+        """Whether other branches went through a step that this one was not called at."""
+        before, latest = self._latest
+        previous = before if timestep == latest else latest
+        return branch.trajectory.timesteps[-1] not in (previous, timestep)
 
     def _why_not_counted(self, name: str, timestep: float, sample: torch.Tensor) -> str | None:
         """Why counting the calls at one timestep does not explain this call, or None."""

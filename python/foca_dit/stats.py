@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -21,6 +22,12 @@ class CacheStats:
         bypasses: calls that ran uncached, with the reason.
         fallbacks: calls computed in full although the schedule asked for less, with the reason.
         restarts: generations that started anew, with the reason.
+        host_reads: reads of a full step's defect by an adaptive schedule.
+        nonfinite_defects: of those, how many were not finite, so that the shortest gap followed.
+        schedule: the full steps of the latest generation under an adaptive schedule; replay them
+            with `FullSteps(stats["schedule"])`.
+        predicted_errors: for each of them, the error that the skipped steps after it were predicted
+            to add to the final sample, in the unit of the tolerance; NaN: no prediction.
     """
 
     full_steps: int = 0
@@ -32,8 +39,22 @@ class CacheStats:
     bypasses: Counter[str] = field(default_factory=Counter)
     fallbacks: Counter[str] = field(default_factory=Counter)
     restarts: Counter[str] = field(default_factory=Counter)
+    host_reads: int = 0
+    nonfinite_defects: int = 0
+    schedule: list[int] = field(default_factory=list)
+    predicted_errors: list[float] = field(default_factory=list)
+
+    def note(self, full_steps: tuple[int, ...], predicted: float) -> None:
+        """Keeps the full steps of a generation so far, and what was predicted after the last."""
+        before = self.predicted_errors if full_steps[:-1] == tuple(self.schedule) else []
+        unknown = [math.nan] * (len(full_steps) - 1 - len(before))
+        self.schedule = list(full_steps)
+        self.predicted_errors = [*unknown, *before, predicted]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and dicts, ready for JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: dict(v) if isinstance(v, Counter) else v for k, v in values.items()}
+        return {
+            k: dict(v) if isinstance(v, Counter) else list(v) if isinstance(v, list) else v
+            for k, v in values.items()
+        }

@@ -1,0 +1,131 @@
+"""What a sampler makes of an error in the model's output, step by step.
+
+A forecast's error enters the sample with the factor that the sampler gives the output, and what has
+entered is then carried to the end by the rest of the trajectory. Both factors follow from the noise
+levels alone; docs/method.md, "The controller", derives them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from foca_dit.clock import Clock, NoiseLevels
+
+DATA_STD = 8.0
+"""Standard deviation of the data along the directions that errors take.
+
+Errors lie along the data's large structures, which the trajectory stretches on its way from noise
+to data. Measured on the shipped model at shift 1 and 3 (benchmarks/quality.py): 2, 4, 8 and 15
+lose nothing much offline, 8 was the best of them in real runs at both shifts.
+"""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """All steps of a generation, past and to come, as a controller sees them.
+
+    Attributes:
+        tau: the time variable of every step.
+        weights: per step, how much a relative error of the output there moves the final sample.
+        assumed: whether the steps to come are a guess: each like the last one, down to timestep 0.
+    """
+
+    tau: tuple[float, ...]
+    weights: tuple[float, ...]
+    assumed: bool = False
+
+
+def look_ahead(
+    clock: Clock,
+    levels: NoiseLevels,
+    timesteps: Sequence[float],
+    tau: Sequence[float],
+    planned: Sequence[float] | None,
+) -> Outlook:
+    """What is known about the steps to come.
+
+    Args:
+        clock: maps a timestep and a step index to tau.
+        levels: what the timestep means.
+        timesteps: the model's timesteps so far, at least one.
+        tau: their times.
+        planned: the timesteps of the whole loop, which may have begun before `timesteps` does
+            (img2img); None, or a list that does not continue `timesteps`: unknown.
+
+    Returns:
+        The outlook. When the steps to come are unknown they are assumed to continue like the last.
+    """
+    future = None if planned is None else _continuation(timesteps, planned)
+    assumed = future is None
+    if future is None:
+        future = _more_of_the_same(timesteps, levels)
+    steps = [*timesteps, *future]
+    times = [*tau, *(clock(t, len(tau) + i) for i, t in enumerate(future))]
+    return Outlook(tuple(times), error_weights(levels, steps), assumed)
+
+
+def error_weights(
+    levels: NoiseLevels, timesteps: Sequence[float], data_std: float = DATA_STD
+) -> tuple[float, ...]:
+    """Per step, `|d x_end / d output|` up to a common factor: the sampler's part times the flow's.
+
+    A deterministic first-order sampler goes from (alpha, sigma) to (alpha', sigma') and multiplies
+    the model's output by a coefficient of these four numbers. From there to the end the exact flow
+    of data with standard deviation c stretches an error by `c / sqrt(alpha'^2 c^2 + sigma'^2)`.
+
+    Args:
+        levels: what the timestep means, and what the model predicts.
+        timesteps: the model's timestep at every step; the sampler ends at the data.
+        data_std: c.
+
+    Returns:
+        One non-negative weight per timestep.
+    """
+    places = [levels.place(t) for t in timesteps]
+    ends = [*places[1:], (1.0, 0.0)]
+    if len(timesteps) > 1 and timesteps[-1] > timesteps[0]:  # from data to noise (inversion)
+        ends[-1] = places[-1]
+    weights = []
+    for (alpha, sigma), (alpha_next, sigma_next) in zip(places, ends, strict=True):
+        direct = _coefficient(levels.prediction, alpha, sigma, alpha_next, sigma_next)
+        stretch = data_std / math.hypot(alpha_next * data_std, sigma_next)
+        weights.append(abs(direct) * stretch)
+    return tuple(weights)
+
+
+def _coefficient(
+    prediction: str, alpha: float, sigma: float, alpha_next: float, sigma_next: float
+) -> float:
+    """d x' / d output of the first-order step, by what the model predicts."""
+    if prediction == "flow":  # x' = x + (sigma' - sigma) output
+        return sigma_next - sigma
+    if prediction == "v_prediction":  # x0 = alpha x - sigma v, noise = sigma x + alpha v
+        return sigma_next * alpha - alpha_next * sigma
+    if prediction == "sample":  # noise = (x - alpha x0) / sigma
+        return alpha_next - sigma_next * alpha / max(sigma, 1e-4)
+    return sigma_next - alpha_next * sigma / max(alpha, 1e-4)  # x0 = (x - sigma noise) / alpha
+
+
+def _continuation(timesteps: Sequence[float], planned: Sequence[float]) -> list[float] | None:
+    """The planned timesteps after the last one seen, or None if the plan is another loop's."""
+    steps = [t for i, t in enumerate(planned) if i == 0 or t != planned[i - 1]]
+    first = min(range(len(steps)), key=lambda i: abs(steps[i] - timesteps[0]), default=0)
+    known = steps[first : first + len(timesteps)]
+    if len(known) < len(timesteps):
+        return None
+    # A timestep may have been through bfloat16, which keeps eight bits.
+    near = (abs(a - b) <= 2**-8 * abs(b) for a, b in zip(known, timesteps, strict=True))
+    return steps[first + len(timesteps) :] if all(near) else None
+
+
+def _more_of_the_same(timesteps: Sequence[float], levels: NoiseLevels) -> list[float]:
+    """Steps like the last one, down to timestep 0 (up to the largest when the loop goes up)."""
+    if len(timesteps) < 2:
+        return []
+    step = timesteps[-1] - timesteps[-2]
+    room = timesteps[-1] if step < 0 else levels.largest - timesteps[-1]
+    # A step that would end at 0 is the sampler's last: the model is not called at 0.
+    count = max(0, math.ceil(room / abs(step) - 1e-6) - 1)
+    return [timesteps[-1] + step * (i + 1) for i in range(min(count, 10_000))]
