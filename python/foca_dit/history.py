@@ -143,6 +143,8 @@ class FeatureHistories:
         """The forecast of one feature at the open step: a new tensor of the feature's dtype."""
         self._stats.forecasts += 1
         value = foca_kernels.forecast(self._slots[feature], self._weights_of(feature))
+        if (factor := self._factor(feature)) is not None:
+            value = value * factor
         return value.to(self._dtypes[feature])
 
     def add_forecasts_(
@@ -163,7 +165,38 @@ class FeatureHistories:
         chosen = range(len(self._slots)) if features is None else features
         weights = torch.stack([self._weights_of(i) for i in chosen])
         slots = [slot[index] if index else slot for i in chosen for slot in self._slots[i]]
+        factors = [self._factor(i) for i in chosen]
+        if any(factor is not None for factor in factors):
+            gates = [
+                self._full_gate(feature, gates[n] if gates else None, factors[n], x, index)
+                for n, feature in enumerate(chosen)
+            ]
         foca_kernels.forecast_residual_(x, slots, weights, list(gates))
+
+    def _factor(self, feature: int) -> torch.Tensor | None:
+        """The scheme's elementwise factor of this feature's forecast, on its device, or None."""
+        factor = self._settings.scheme.factor(feature, self._anchors[feature], self._step)
+        if factor is None:
+            return None
+        on_device: torch.Tensor = factor.to(self._slots[feature][0].device, torch.float32)
+        return on_device
+
+    def _full_gate(
+        self,
+        feature: int,
+        gate: torch.Tensor | None,
+        factor: torch.Tensor | None,
+        x: torch.Tensor,
+        index: tuple[slice, ...],
+    ) -> torch.Tensor:
+        """Gate times factor as one gate of x's size: the kernels take those too."""
+        full = x.new_ones(x.shape, dtype=torch.float32)
+        if gate is not None:
+            full = full * gate
+        if factor is not None:
+            factor = factor.expand(self._slots[feature][0].shape)
+            full = full * (factor[index] if index else factor)
+        return full.contiguous()
 
     def _weights_of(self, feature: int) -> torch.Tensor:
         anchors = self._anchors[feature]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +97,21 @@ class Scheme(ABC):
         if len(steps) > 1:
             weights[:] = self._weights(times, steps, int(step))
         return weights
+
+    def factor(self, feature: int, anchors: Sequence[int], step: int) -> Any:
+        """An elementwise factor of a forecast, beside the scalar weights.
+
+        Only schemes with an offline prior have one (`foca_dit.calibration.eoc`).
+
+        Args:
+            feature: Index of the feature.
+            anchors: Its full steps since the last reset.
+            step: The step to forecast.
+
+        Returns:
+            A tensor that broadcasts to the feature, or None: there is none.
+        """
+        return None
 
     @abstractmethod
     def _rows(self, tau: list[float], anchors: list[int]) -> Table:

@@ -1,0 +1,225 @@
+"""EOC, the Error-Optimized Cache: an offline prior that corrects a forecast element by element.
+
+A forecast Q of feature l at step k becomes `Q (1 + eta T)`, with a prior T of the feature's shape
+from calibration samples (arXiv:2501.19243 from its abstract; our reading). Two priors:
+
+    "difference"  T = mean(F_k - Q)                 as the paper's abstract is read
+    "ratio"       T = sum Q (F_k - Q) / sum Q^2     ours: the least-squares factor of every element
+
+The paper's judgment decides per feature and step whether the prior is used at all: only where it
+lowers the error on calibration samples that it was not made from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from foca_dit import schemes
+from foca_dit.calibration.record import Trajectories, recording
+from foca_dit.schedules import Schedule
+from foca_dit.schemes.base import Scheme, Table
+from foca_dit.tuned import write_whole
+
+PRIORS = ("difference", "ratio")
+FORMAT = "foca-eoc"
+
+
+@dataclass(frozen=True, eq=False)
+class EOC(Scheme):
+    """A scheme whose forecasts are multiplied by `1 + eta T` where a judged prior exists.
+
+    Tables are the base scheme's. The factor multiplies elementwise, so it is a full-size gate for
+    the kernels and no row of a table.
+
+    Args:
+        base: the scheme that forecasts.
+        factors: `1 + eta T` [1, ...] by (feature, latest anchor, step).
+    """
+
+    base: Scheme
+    factors: Mapping[tuple[int, int, int], torch.Tensor] = field(repr=False)
+
+    name: ClassVar[str] = "eoc"
+    citation: ClassVar[str] = (
+        "Qiu et al., Accelerating Diffusion Transformer via Error-Optimized Cache, arXiv:2501.19243"
+    )
+
+    @property
+    def order(self) -> int:
+        return self.base.order
+
+    @property
+    def history_size(self) -> int:
+        return self.base.history_size
+
+    @property
+    def exact_degree(self) -> int:
+        return 0
+
+    def transition(self, tau: Sequence[float], anchors: Sequence[int]) -> Table:
+        return self.base.transition(tau, anchors)
+
+    def weights(self, tau: Sequence[float], anchors: Sequence[int], step: int) -> Table:
+        return self.base.weights(tau, anchors, step)
+
+    def factor(self, feature: int, anchors: Sequence[int], step: int) -> torch.Tensor | None:
+        return self.factors.get((feature, anchors[-1], step))
+
+    def _rows(self, tau: list[float], anchors: list[int]) -> Table:
+        return self.base._rows(tau, anchors)
+
+    def _weights(self, tau: list[float], anchors: list[int], step: int) -> Table:
+        return self.base._weights(tau, anchors, step)
+
+
+def judged(
+    forecasts: torch.Tensor, features: torch.Tensor, factor: torch.Tensor
+) -> tuple[float, float]:
+    """Squared errors on calibration samples without and with a factor.
+
+    Args:
+        forecasts, features: [B, ...], of the samples to judge on.
+        factor: [1, ...].
+    """
+    without = float((forecasts - features).square().sum())
+    return without, float((forecasts * factor - features).square().sum())
+
+
+class _Sums:
+    """What a prior is made of, for one feature and step."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.difference: Any = 0.0
+        self.product: Any = 0.0
+        self.square: Any = 0.0
+
+    def add(self, forecasts: torch.Tensor, features: torch.Tensor) -> None:
+        missing = features - forecasts
+        self.count += len(features)
+        self.difference = self.difference + missing.sum(0, keepdim=True)
+        self.product = self.product + (forecasts * missing).sum(0, keepdim=True)
+        self.square = self.square + forecasts.square().sum(0, keepdim=True)
+
+    def prior(self, kind: str, ridge: float) -> torch.Tensor:
+        if kind == "difference":
+            mean: torch.Tensor = self.difference / self.count
+            return mean
+        ratio: torch.Tensor = self.product / (self.square + ridge * self.square.mean() + 1e-30)
+        return ratio
+
+
+def calibrate_eoc(
+    model: torch.nn.Module,
+    base: Scheme,
+    schedule: Schedule,
+    make: Sequence[Callable[[], Any]],
+    judge: Sequence[Callable[[], Any]],
+    granularity: str = "module",
+    prior: str = "ratio",
+    eta: float = 1.0,
+    ridge: float = 1.0,
+    done: Callable[[], Any] | None = None,
+) -> tuple[EOC, dict[str, Any]]:
+    """Makes the priors from some generations and judges them on others.
+
+    Args:
+        model: a supported transformer, without a cache.
+        base: the scheme to correct.
+        schedule: the full steps that the cache will use.
+        make, judge: generations of one resolution; the two sets must differ.
+        granularity: what is cached.
+        prior: "difference" or "ratio".
+        eta: weight of the prior.
+        ridge: shrinks the ratio where a feature is small: in units of its mean square.
+        done: called after each generation.
+
+    Returns:
+        The scheme, and a report: how many (feature, step) pairs are corrected, and the calibration
+        error without and with.
+    """
+    if prior not in PRIORS:
+        raise ValueError(
+            f"calibrate_eoc: argument 'prior': expected one of {PRIORS}, got {prior!r}"
+        )
+    if not make or not judge:
+        raise ValueError("calibrate_eoc: expected generations to make priors from and to judge on")
+    sums: dict[tuple[int, int, int], _Sums] = {}
+
+    def visit(generate: Callable[[], Any], use: Callable[..., None]) -> None:
+        sink = Trajectories()
+        with recording(model, granularity, sink) as state:
+            generate()
+            steps = len(state.timesteps)
+        for _, feature, values in sink.stacked(steps):
+            full = schedule.full_steps(steps, feature)
+            forecasts = schemes.run_reference(base, values, full)
+            for step in range(steps):
+                if step not in full:
+                    anchor = max(a for a in full if a < step)
+                    use((feature, anchor, step), forecasts[step], values[step])
+        if done is not None:
+            done()
+
+    for generate in make:
+        visit(generate, lambda key, q, f: sums.setdefault(key, _Sums()).add(q, f))
+    factors = {key: 1 + eta * s.prior(prior, ridge) for key, s in sums.items()}
+    sums.clear()
+    errors: dict[tuple[int, int, int], tuple[float, float]] = {}
+
+    def note(key: tuple[int, int, int], q: torch.Tensor, f: torch.Tensor) -> None:
+        before, after = judged(q, f, factors[key])
+        known = errors.get(key, (0.0, 0.0))
+        errors[key] = (known[0] + before, known[1] + after)
+
+    for generate in judge:
+        visit(generate, note)
+    kept = {key: value.float() for key, value in factors.items() if errors[key][1] < errors[key][0]}
+    report = {
+        "prior": prior,
+        "eta": eta,
+        "judged": len(errors),
+        "corrected": len(kept),
+        "error_without": sum(e[0] for e in errors.values()),
+        "error_with": sum(e[1] if key in kept else e[0] for key, e in errors.items()),
+    }
+    return EOC(base, kept), report
+
+
+def save_eoc(scheme: EOC, path: Path, report: Mapping[str, Any]) -> None:
+    """Writes `path` (JSON) and the priors beside it as `.safetensors`: the JSON last, and whole."""
+    from safetensors.torch import save_file
+
+    tensors = path.with_suffix(".safetensors")
+    part = tensors.with_name(tensors.name + ".part")
+    try:
+        named = {"/".join(map(str, key)): f.contiguous() for key, f in scheme.factors.items()}
+        save_file(named, part)
+        part.replace(tensors)
+    finally:
+        part.unlink(missing_ok=True)
+    data = {
+        "format": FORMAT,
+        "base": schemes.describe(scheme.base),
+        "factors": tensors.name,
+        "report": dict(report),
+    }
+    write_whole(path, json.dumps(data, indent=1) + "\n")
+
+
+def load_eoc(path: Path, data: Mapping[str, Any]) -> EOC:
+    """The inverse of `save_eoc`, for the JSON data of a file."""
+    from safetensors.torch import load_file
+
+    named = load_file(path.with_name(str(data["factors"])))
+    factors = {}
+    for name, tensor in named.items():
+        feature, anchor, step = map(int, name.split("/"))
+        factors[feature, anchor, step] = tensor
+    return EOC(schemes.build(data["base"]), factors)

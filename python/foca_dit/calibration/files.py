@@ -1,0 +1,41 @@
+"""Calibrated schemes as files: `foca-dit calibrate` writes them, `load_scheme` reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from foca_dit import schemes
+from foca_dit.calibration import eoc
+from foca_dit.schemes.base import Scheme
+from foca_dit.tuned import write_whole
+
+GOC_FORMAT = "foca-goc"
+
+
+def save_goc(scheme: schemes.GOC, path: Path, report: Mapping[str, Any]) -> None:
+    """Writes a GOC scheme with its inflection set as JSON."""
+    data = {"format": GOC_FORMAT, "scheme": schemes.describe(scheme), "report": dict(report)}
+    write_whole(path, json.dumps(data, indent=1) + "\n")
+
+
+def load_scheme(path: str | os.PathLike[str]) -> Scheme:
+    """The scheme in a file of `foca-dit calibrate`, for `FoCaCacheConfig(scheme=..)`.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no such file.
+    """
+    file = Path(path)
+    data = json.loads(file.read_text())
+    known = data.get("format") if isinstance(data, dict) else None
+    if known == GOC_FORMAT:
+        return schemes.build(data["scheme"])
+    if known == eoc.FORMAT:
+        return eoc.load_eoc(file, data)
+    raise ValueError(
+        f"load_scheme {file}: expected the format {GOC_FORMAT!r} or {eoc.FORMAT!r}, got {known!r}"
+    )
