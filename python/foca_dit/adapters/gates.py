@@ -163,15 +163,15 @@ def _unified(found: Mapping[int, torch.Tensor], count: int, x: torch.Tensor) -> 
     """Gates of one shape and dtype, ones for the ungated; empty if nothing is gated."""
     if not found:
         return []
-    shape = torch.broadcast_shapes(*(gate.shape for gate in found.values()))
-    dtypes = {gate.dtype for gate in found.values()}
+    shapes, dtypes = {gate.shape for gate in found.values()}, {g.dtype for g in found.values()}
+    shape = shapes.pop() if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
     dtype = x.dtype if dtypes == {x.dtype} else torch.float32
     ones = torch.ones(shape, dtype=dtype, device=x.device) if len(found) < count else None
     gates = []
     for index in range(count):
-        gate = (
-            found[index].to(x.device, dtype).expand(shape).contiguous() if index in found else ones
-        )
+        gate = found.get(index, ones)
         assert gate is not None
-        gates.append(gate)
+        if gate.shape != shape or gate.dtype != dtype or gate.device != x.device:
+            gate = gate.to(x.device, dtype).expand(shape)
+        gates.append(gate.contiguous())
     return gates
