@@ -5,7 +5,7 @@ from __future__ import annotations
 import diffusers
 from case import WIDTH
 from cases_image import BRIA, FLUX, FLUX2, HUNYUAN_IMAGE, LONGCAT, OVIS, PIXART, SD3, qwen
-from cases_video import COGVIDEOX, FRAMEPACK, hunyuan, ltx, wan
+from cases_video import ALLEGRO, COGVIDEOX, FRAMEPACK, HUNYUAN15, hunyuan, ltx, wan
 
 __all__ = ["CASES", "WIDTH"]
 
@@ -31,4 +31,6 @@ CASES = (
     ltx("ltx-i2v", per_token=True),
     PIXART,
     COGVIDEOX,
+    HUNYUAN15,
+    ALLEGRO,
 )

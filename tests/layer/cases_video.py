@@ -190,3 +190,59 @@ COGVIDEOX = Case(
     inputs=inputs(encoder_hidden_states=randn(5, 16)),
     wrapped={"transformer_blocks": ("attn1", "ff")},
 )
+
+HUNYUAN15 = Case(
+    name="hunyuan-video-1.5",
+    build=lambda: diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=3,
+        num_refiner_layers=1,
+        mlp_ratio=2.0,
+        text_embed_dim=16,
+        text_embed_2_dim=8,
+        image_embed_dim=12,
+        rope_axes_dim=(4, 6, 6),
+        target_size=16,
+        task_type="t2v",
+    ),
+    shape=(4, 2, 4, 4),
+    features=3 * 2,
+    tokens=2 * 4 * 4,
+    time_in_dtype=True,
+    inputs=inputs(
+        {
+            "encoder_attention_mask": lambda batch: torch.ones(batch, 6),
+            "encoder_attention_mask_2": lambda batch: torch.ones(batch, 4),
+            "image_embeds": lambda batch: torch.zeros(batch, 3, 12),
+        },
+        encoder_hidden_states=randn(6, 16),
+        encoder_hidden_states_2=randn(4, 8),
+    ),
+    wrapped={"transformer_blocks": DUAL},
+)
+
+ALLEGRO = Case(
+    name="allegro",
+    build=lambda: diffusers.AllegroTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        cross_attention_dim=32,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=8,
+        caption_channels=8,
+    ),
+    shape=(4, 2, 8, 8),
+    features=3 * 3,
+    slots=3,
+    tokens=2 * 4 * 4,
+    inputs=inputs({"image_rotary_emb": None}, encoder_hidden_states=randn(6, 8)),
+    wrapped={"transformer_blocks": ("attn1", "attn2", "ff")},
+    modular=True,
+)

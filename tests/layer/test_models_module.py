@@ -138,3 +138,32 @@ def test_a_model_split_in_stages_adds_once_per_stage(case):
     assert len(stages) > 1
     torch.testing.assert_close(case.draw(model), case.draw(whole), rtol=1e-5, atol=1e-5)
     assert state.stats.collapsed_skips == 7
+
+
+@all_cases
+def test_a_step_that_fails_half_way_is_repeated_without_a_trace(case):
+    """At every step, full or skipped, the head fails once; then the same step is called again."""
+    calm = apply_foca_cache(case.model(), CONFIG)
+    expected = case.draw(calm)
+    model, broken = apply_foca_cache(case.model(), CONFIG), []
+    head = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    last = list(model.get_submodule(find_spec(model).groups[-1].path).children())[-1]
+    for module in (head, next(last.children())):
+        module.register_forward_pre_hook(lambda *_: _fail_once(broken))
+    run = model.forward
+
+    def stubborn(*args, **kwargs):
+        broken.append(True)
+        try:
+            return run(*args, **kwargs)
+        except FloatingPointError:
+            return run(*args, **kwargs)
+
+    model.forward = stubborn
+    assert torch.equal(case.draw(model), expected)
+
+
+def _fail_once(broken):
+    if broken:
+        broken.clear()
+        raise FloatingPointError

@@ -23,7 +23,6 @@ def _list(path: str, returns: tuple[str, ...] = _BARE, tokens: Tokens = "all") -
 
 # Classes whose blocks diffusers does not register, or where its metadata does not say all.
 STACKS: dict[str, tuple[BlockGroup, ...]] = {
-    "AllegroTransformer3DModel": (_list("transformer_blocks"),),
     # The single blocks of AuraFlow and Chroma run on text and image in one tensor, text first.
     "AuraFlowTransformer2DModel": (
         _list("joint_transformer_blocks", _TEXT_FIRST),
@@ -34,7 +33,6 @@ STACKS: dict[str, tuple[BlockGroup, ...]] = {
         _list("single_transformer_blocks", tokens="last"),
     ),
     "CogView3PlusTransformer2DModel": (_list("transformer_blocks", _IMAGE_FIRST),),
-    "HunyuanVideo15Transformer3DModel": (_list("transformer_blocks", _IMAGE_FIRST),),
     "Kandinsky5Transformer3DModel": (
         BlockGroup("visual_transformer_blocks", "visual_embed", ("visual_embed",)),
     ),

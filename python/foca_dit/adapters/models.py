@@ -151,6 +151,18 @@ _ENTRIES = (
         ),
     ),
     ModelSpec(
+        class_name="HunyuanVideo15Transformer3DModel",
+        groups=(
+            BlockGroup(
+                path="transformer_blocks",
+                hidden="hidden_states",
+                returns=_JOINT[::-1],
+                features=_IMAGE_FEATURES,
+                gates=_ZERO,
+            ),
+        ),
+    ),
+    ModelSpec(
         class_name="SD3Transformer2DModel",
         groups=(
             BlockGroup(
@@ -266,6 +278,7 @@ _ALIKE = {
     "OvisImageTransformer2DModel": ("FluxTransformer2DModel", 1.0),
     "HunyuanVideoFramepackTransformer3DModel": ("HunyuanVideoTransformer3DModel", 1000.0),
     "HunyuanImageTransformer2DModel": ("HunyuanVideoTransformer3DModel", 1000.0),
+    "AllegroTransformer3DModel": ("LTXVideoTransformer3DModel", 1000.0),
     "ChronoEditTransformer3DModel": ("WanTransformer3DModel", 1000.0),
 }
 
