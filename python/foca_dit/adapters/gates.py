@@ -101,7 +101,7 @@ def linear_rows(
     by = chunks[1] - chunks[0] if len(chunks) > 1 else 1
     spaced = by > 0 and list(chunks) == list(range(chunks[0], chunks[-1] + 1, by))
     # On the CPU a product per chunk: the batched one over the strided weight takes 24 times as long
-    # in bfloat16 (123 ms for 5.2 ms, 2 chunks of 3072 x 3072, 1 row) and is about as fast in float32
+    # in bfloat16 (123 ms for 5.2 ms, 2 chunks of 3072 x 3072, 1 row), about as long in float32
     # (AMD EPYC, torch 2.13, 2026-11-21, benchmarks/gates.py).
     if spaced and len(chunks) > 1 and weight.device.type != "cpu":
         return _rows_at_once(linear, conditioning, slice(chunks[0], chunks[-1] + 1, by), width)
