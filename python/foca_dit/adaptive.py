@@ -46,7 +46,8 @@ class Adaptive(Schedule):
         last: full steps at the end.
         tail: from this step on every step is full; None: no such step.
         safety: share of the tolerance that is used.
-        trust: how much the latest curvature counts beside the geometric mean of all so far, 0 to 1.
+        trust: how much the latest curvature counts beside those before it, above 0 to 1: the
+            geometric moving average of curvatures takes this share of each new one.
         timesteps: the model's timesteps of the whole loop, for a model without a pipeline. Without
             them, and without a scheduler, steps are assumed to continue like the last one, down to
             timestep 0.
@@ -66,7 +67,7 @@ class Adaptive(Schedule):
     last: int = 0
     tail: int | None = None
     safety: float = 1.0
-    trust: float = 0.25
+    trust: float = 0.35
     timesteps: Sequence[float] | None = None
     reduce: Callable[[Any], object] | None = None
 
@@ -90,7 +91,8 @@ class Adaptive(Schedule):
             require_int(name, "budget", self.budget, self.first + self.last)
         if require_float(name, "safety", self.safety, 0.0, 1.0) == 0.0:
             raise ValueError(fault(name, "safety", "a number above 0", self.safety))
-        require_float(name, "trust", self.trust, 0.0, 1.0)
+        if require_float(name, "trust", self.trust, 0.0, 1.0) == 0.0:
+            raise ValueError(fault(name, "trust", "a number above 0", self.trust))
         if self.timesteps is not None:
             steps = tuple(
                 require_float(name, f"timesteps[{i}]", t) for i, t in enumerate(self.timesteps)
@@ -138,7 +140,9 @@ class Adaptive(Schedule):
                 return Decision(anchors[-1] + self.min_gap, math.nan)
             known = [1.0]  # the curvature is one factor of all errors and cancels
         usual = math.exp(sum(map(math.log, known)) / len(known))
-        latest = usual ** (1 - self.trust) * known[-1] ** self.trust
+        latest = known[0]
+        for curvature in known[1:]:
+            latest = latest ** (1 - self.trust) * curvature**self.trust
         if self.tol is not None:
             steps, error = walk.run(self.safety * self.tol, latest, usual, limit=1)
         else:

@@ -1,0 +1,109 @@
+"""The sampler's weight of an error, against diffusers' schedulers; and the steps to come."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+from foca_dit.clock import NoiseLevels, make_clock
+from foca_dit.sampler import DATA_STD, error_weights, look_ahead
+
+
+def response(scheduler, steps):
+    """|x' (output + 1) - x' (output)| of every step of a real scheduler, and (alpha', sigma')."""
+    scheduler.set_timesteps(steps)
+    found = []
+    for t in scheduler.timesteps:
+        x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+        moved = []
+        for output in (x, x + 1):
+            scheduler._step_index = None
+            moved.append(scheduler.step(output, t, x).prev_sample)
+        found.append(float((moved[1] - moved[0]).abs().max()))
+    return found
+
+
+SCHEDULERS = {
+    "flow": lambda: FlowMatchEulerDiscreteScheduler(),
+    "flow, shifted": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+    **{
+        f"DDIM, {kind}": lambda kind=kind: DDIMScheduler(
+            prediction_type=kind, clip_sample=False, timestep_spacing="trailing"
+        )
+        for kind in ("epsilon", "v_prediction", "sample")
+    },
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_weights_are_the_schedulers_own_coefficients(name):
+    scheduler = SCHEDULERS[name]()
+    expected = response(scheduler, 10)  # 1000 divides: each step ends where the next begins
+    levels = NoiseLevels.of(scheduler, 1000.0)
+    timesteps = levels.planned()
+    ends = [*map(levels.place, timesteps[1:]), (1.0, 0.0)]
+    stretch = [DATA_STD / math.hypot(a * DATA_STD, s) for a, s in ends]
+    actual = np.array(error_weights(levels, timesteps)) / stretch
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.95, 0.6, 0.2])
+def test_stretch_is_the_flows_own(sigma):
+    """An error in the sample of a Gaussian of standard deviation c, carried to the end by Euler."""
+    c, steps = 3.0, 20_000
+    error = 1.0
+    for s in np.linspace(sigma, 0, steps, endpoint=False):
+        velocity = (s - (1 - s) * c**2) / ((1 - s) ** 2 * c**2 + s**2)  # of x = 1
+        error -= sigma / steps * velocity * error
+    levels = NoiseLevels(timestep_scale=1.0)
+    first, _ = error_weights(levels, [1.0, sigma], data_std=c)
+    assert first / (1 - sigma) == pytest.approx(error, rel=1e-3)
+
+
+def outlook_of(levels, timesteps, planned, time="log_snr"):
+    clock = make_clock(time, levels)
+    tau = [clock(t, i) for i, t in enumerate(timesteps)]
+    return look_ahead(clock, levels, timesteps, tau, planned)
+
+
+def test_the_steps_to_come_are_the_schedulers():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(10)
+    for scale in (1000.0, 1.0):  # what the model is called with: FLUX divides by 1000
+        levels = NoiseLevels.of(scheduler, scale)
+        planned = levels.planned()
+        assert planned[0] == pytest.approx(scale)
+        clock = make_clock("log_snr", levels)
+        for start in (0, 3):  # img2img begins further on
+            outlook = outlook_of(levels, planned[start : start + 3], planned)
+            expected = [clock(t, i) for i, t in enumerate(planned[start:])]
+            np.testing.assert_allclose(outlook.tau, expected)
+            assert not outlook.assumed
+            assert len(outlook.weights) == 10 - start
+
+
+def test_timesteps_in_half_precision_are_still_the_schedulers():
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(50)
+    levels = NoiseLevels.of(scheduler, 1000.0)
+    seen = [float(torch.tensor(t).bfloat16()) for t in levels.planned()[:7]]
+    assert not outlook_of(levels, seen, levels.planned()).assumed
+
+
+@pytest.mark.parametrize("planned", [None, (900.0, 500.0, 100.0)])
+def test_unknown_steps_continue_like_the_last_one(planned):
+    levels = NoiseLevels()
+    outlook = outlook_of(levels, [1000.0, 900.0, 800.0], planned, time="step")
+    assert outlook.assumed
+    assert outlook.tau == tuple(range(10))  # 1000, 900, .., 100
+    assert outlook.weights[-1] == pytest.approx(0.1)
+    assert outlook_of(levels, [1000.0], planned).assumed
+
+
+def test_from_data_to_noise():
+    levels = NoiseLevels()
+    outlook = outlook_of(levels, [0.0, 250.0], None, time="step")
+    assert len(outlook.tau) == 4
+    assert all(w >= 0 for w in outlook.weights)
