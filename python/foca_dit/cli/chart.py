@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -25,6 +25,8 @@ class Chart:
         x_label, y_label: the axes.
         lines: points by name, in drawing order; not finite ones are left out.
         log_y: logarithmic vertical axis.
+        ordered: sort the points by x; False draws a path as it is given.
+        colours: by name; lines without one take the next of `COLOURS`.
     """
 
     title: str
@@ -32,6 +34,8 @@ class Chart:
     y_label: str
     lines: Mapping[str, Points]
     log_y: bool = False
+    ordered: bool = True
+    colours: Mapping[str, str] = field(default_factory=dict)
 
     def draw(self, width: int = 760, height: int = 420) -> Image.Image:
         """The chart as an image of this size."""
@@ -77,7 +81,7 @@ class Chart:
             pen.text((box[0] - 6 * FACTOR, at), text, fill=INK, font=small, anchor="rm")
         ends: list[tuple[float, str, str]] = []
         for index, (name, points) in enumerate(lines.items()):
-            colour = COLOURS[index % len(COLOURS)]
+            colour = self.colours.get(name, COLOURS[index % len(COLOURS)])
             way = [place(x, y) for x, y in points]
             if len(way) > 1:
                 pen.line(way, fill=colour, width=2 * FACTOR, joint="curve")
@@ -111,7 +115,7 @@ class Chart:
         finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
         if self.log_y:
             finite = [(x, math.log10(y)) for x, y in finite if y > 0]
-        return sorted(finite)
+        return sorted(finite) if self.ordered else finite
 
 
 def ticks(low: float, high: float, count: int = 6) -> list[float]:

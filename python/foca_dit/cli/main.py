@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from foca_dit.cli import demo, doctor, schedule, tune
+from foca_dit.cli import analyze, calibrate, demo, doctor, schedule, tune
 
-COMMANDS = (demo, tune, schedule, doctor)
+COMMANDS = (demo, tune, calibrate, analyze, schedule, doctor)
 
 
 def build_parser() -> argparse.ArgumentParser:
