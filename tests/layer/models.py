@@ -67,6 +67,15 @@ def draw(model, batch: int = 2, steps: int = 12, seed: int = 0, guidance_scale: 
 
 
 @torch.no_grad()
+def call_dit(model, timesteps, x, labels=None):
+    """The outputs of one call per timestep, all on the same sample."""
+    labels = torch.zeros(len(x), dtype=torch.long) if labels is None else labels
+    return [
+        model(x, timestep=torch.full((len(x),), t), class_labels=labels).sample for t in timesteps
+    ]
+
+
+@torch.no_grad()
 def draw_flux(model, steps: int = 12, seed: int = 0, tokens: int = 6, branches: int = 1, **extra):
     """A plain Euler loop around FLUX; `branches` calls per step, as true guidance makes them."""
     generator = torch.Generator().manual_seed(seed)
