@@ -9,6 +9,7 @@ from literal import wrap
 from foca_dit import (
     CacheState,
     FoCaCacheConfig,
+    Schedule,
     StepMask,
     apply_foca_cache,
     foca_cache_stats,
@@ -86,9 +87,22 @@ def test_bfloat16_stays_near_float32(case):
     model = apply_foca_cache(case.model().to(torch.bfloat16), CONFIG)
     actual = case.draw(model)
     assert actual.dtype == torch.bfloat16
-    assert foca_cache_stats(model)["skipped_steps"] == 12 - len(FULL_STEPS)
+    stats = foca_cache_stats(model)
+    assert stats["skipped_steps"] == 12 - len(FULL_STEPS)
+    assert stats["nbytes"] == stats["features"] * 3 * 2 * case.tokens * WIDTH * 2
     # The model itself rounds at every operation; forecasts amplify that by less than 9 (N = 4).
     assert (actual.float() - exact).abs().mean() < 9 * uncached.mean()
+
+
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_histories_of_another_dtype(name):
+    """Histories in float32 of a bfloat16 model are twice as large."""
+    (case,) = (c for c in CASES if c.name == name)
+    config = FoCaCacheConfig(preset="paper", cache_interval=4, history_dtype=torch.float32)
+    model = apply_foca_cache(case.model().to(torch.bfloat16), config)
+    assert case.draw(model).dtype == torch.bfloat16
+    stats = foca_cache_stats(model)
+    assert stats["nbytes"] == stats["features"] * 3 * 2 * case.tokens * WIDTH * 4
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.modular], ids=lambda case: case.name)
@@ -124,6 +138,23 @@ def test_a_mask_over_features_is_followed_or_falls_back_and_says_so(case):
     ((reason, times),) = stats["fallbacks"].items()
     assert times == 6
     assert "second stream, which has no history" in reason
+    assert torch.equal(actual, case.draw(case.model()))
+
+
+class EveryOther(Schedule):
+    """Features with odd numbers are computed at every step, the others at every second one."""
+
+    def next_full(self, anchors, feature=0, defects=None):
+        return anchors[-1] + 2 - feature % 2 if anchors else 0
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.slots], ids=lambda case: case.name)
+def test_sums_over_features_are_computed_together_or_not_at_all(case):
+    model = apply_foca_cache(case.model(), FoCaCacheConfig(schedule=EveryOther()))
+    actual, stats = case.draw(model), foca_cache_stats(model)
+    assert (stats["full_steps"], stats["mixed_steps"]) == (12, 0)
+    (reason,) = stats["fallbacks"]
+    assert "the histories are sums over features" in reason
     assert torch.equal(actual, case.draw(case.model()))
 
 

@@ -38,6 +38,7 @@ class _Call(threading.local):
         self.tokens = 0
         self.stack_input: torch.Tensor | None = None
         self.sums: dict[int, torch.Tensor] = {}
+        self.dtype = torch.float32  # of the features in the sums
         self.captured: dict[str, Any] = {}
 
     @contextmanager
@@ -108,8 +109,9 @@ class ModelHook(Hook):
                 output = self._cached_output(histories, run, args, kwargs)
             else:
                 output = run(*args, **kwargs)
+                dtype = state.settings.history_dtype or self.call.dtype
                 for slot, total in self.call.sums.items():
-                    histories.commit(slot, total)
+                    histories.commit(slot, total.to(dtype))
         state.leave(branch, timestep)
         setattr(state.stats, f"{kind}_steps", getattr(state.stats, f"{kind}_steps") + 1)
         if mode == "skip" and self.granularity != "output":
@@ -206,6 +208,7 @@ class FeatureHook(Hook):
     def _accumulate(self, value: torch.Tensor) -> None:
         """Adds to the sums over features, in float32; they are committed when the model returns."""
         feature, gates, sums = self.located.feature, self.located.group.gates, self.call.sums
+        self.call.dtype = value.dtype
         for target in self.located.targets:
             if target.slot not in sums:
                 sums[target.slot] = torch.zeros_like(value, dtype=torch.float32)
