@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from foca_dit.adapters import registry
-from foca_dit.adapters.hooks import BlockHook, CaptureHook, FeatureHook, ModelHook, find_hook
+from foca_dit.adapters.block_hooks import BlockHook, CaptureHook, FeatureHook
+from foca_dit.adapters.hooks import ModelHook, find_hook
 from foca_dit.adapters.layout import device_of, lay_out
 from foca_dit.adapters.spec import ModelSpec, SharedGates
 from foca_dit.clock import NoiseLevels
