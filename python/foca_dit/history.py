@@ -178,7 +178,13 @@ class FeatureHistories:
         factor = self._settings.scheme.factor(feature, self._anchors[feature], self._step)
         if factor is None:
             return None
-        on_device: torch.Tensor = factor.to(self._slots[feature][0].device, torch.float32)
+        slot = self._slots[feature][0]
+        if factor.shape[1:] != slot.shape[1:]:
+            raise ValueError(
+                f"foca_dit: the scheme's factors: expected the size {list(slot.shape[1:])} of "
+                f"feature {feature}, got {list(factor.shape[1:])}: calibrate at this resolution"
+            )
+        on_device: torch.Tensor = factor.to(slot.device, torch.float32)
         return on_device
 
     def _full_gate(

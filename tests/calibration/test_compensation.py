@@ -197,3 +197,14 @@ def test_mask_from_a_real_model(dit):
     mask = layer_mask(grams.grams, 0.5)
     assert mask.shape == (STEPS, 6)
     assert (mask.sum(1) == [6, 3] * (STEPS // 2)).all()
+
+
+def test_factors_of_another_resolution_are_refused(dit):
+    scheme = EOC(schemes.Reuse(), {(0, 1, 2): torch.ones(1, 4, 32)})
+    mask = np.ones((STEPS, 1), dtype=bool)
+    mask[2] = False
+    config = FoCaCacheConfig(scheme=scheme, schedule=StepMask(mask), granularity="stack")
+    apply_foca_cache(dit, config)
+    with pytest.raises(ValueError, match=r"size \[16, 32\] of feature 0, got \[4, 32\]"):
+        drawing(dit, 1)()
+    remove_foca_cache(dit)

@@ -125,7 +125,7 @@ def candidates(measured: Measured, budget: int, noise: float = NOISE) -> dict[st
     found = {
         "dynamic programming": best,
         "refined": refine(gram, influence, best, HISTORY, noise, kept=len(forced)),
-        "even": _even(steps, budget, forced),
+        "even": even_steps(steps, budget, forced),
     }
     distinct: dict[str, tuple[int, ...]] = {}
     for name, full in found.items():
@@ -134,7 +134,7 @@ def candidates(measured: Measured, budget: int, noise: float = NOISE) -> dict[st
     return distinct
 
 
-def _even(steps: int, budget: int, forced: Sequence[int]) -> tuple[int, ...]:
+def even_steps(steps: int, budget: int, forced: Sequence[int]) -> tuple[int, ...]:
     """The forced steps and the step after them, then even gaps: the usual warm-up and interval."""
     warm = min(budget, len(forced) + 1)
     # The last gap reaches to the end of the run, as every other one reaches to the next full step.
