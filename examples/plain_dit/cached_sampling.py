@@ -46,7 +46,7 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     model = PlainDiT().eval()
     full = draw(model)
-    apply_foca_cache(model, FoCaCacheConfig(cache_interval=5))
+    apply_foca_cache(model, FoCaCacheConfig(granularity="module", cache_interval=5))
     cached = draw(model)
     stats = foca_cache_stats(model)
     print(f"{stats['full_steps']} full steps, {stats['skipped_steps']} skipped in one launch each")

@@ -10,7 +10,7 @@ from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats
 from foca_dit.adapters.models import find_spec
 
 BY_NAME = {case.name: case for case in CASES}
-CONFIG = FoCaCacheConfig(cache_interval=4)
+CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4)
 
 
 def _residuals(*shape, count=2):
@@ -42,7 +42,9 @@ def test_the_call_runs_uncached_and_says_why(name, extra, said, granularity):
     case, model = BY_NAME[name], BY_NAME[name].model()
     expected = case.draw(model, **extra)
     assert not torch.equal(expected, case.draw(model))
-    apply_foca_cache(model, FoCaCacheConfig(cache_interval=4, granularity=granularity))
+    apply_foca_cache(
+        model, FoCaCacheConfig(preset="paper", cache_interval=4, granularity=granularity)
+    )
     with pytest.warns(UserWarning, match=f"runs uncached: the call passes {said}"):
         actual = case.draw(model, **extra)
     assert torch.equal(actual, expected)

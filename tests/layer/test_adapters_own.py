@@ -58,7 +58,7 @@ def test_fused_skip_equals_the_recursion_around_every_module():
 def test_removal_leaves_the_model_as_it_was(granularity):
     model = tiny()
     expected, before = draw(model), _attributes(model)
-    apply_foca_cache(model, FoCaCacheConfig(granularity=granularity))
+    apply_foca_cache(model, FoCaCacheConfig(preset="paper", granularity=granularity))
     assert not torch.equal(draw(model), expected)
     with pytest.raises(ValueError, match="already has a cache"):
         apply_foca_cache(model)

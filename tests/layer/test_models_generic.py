@@ -33,7 +33,7 @@ def _outputs(model, call, unit, times):
 def _check(model, granularity, call, unit):
     expected = _outputs(model, call, unit, NEAR)
     assert not torch.equal(_outputs(model, call, unit, [0.1])[0], expected[0])
-    config = FoCaCacheConfig(granularity=granularity, disable_cache_before_step=2)
+    config = FoCaCacheConfig(granularity=granularity, cache_interval=5, disable_cache_before_step=2)
     apply_foca_cache(model, config)
     actual = _outputs(model, call, unit, NEAR)
     assert foca_cache_stats(model)["skipped_steps"] == 4
@@ -69,7 +69,9 @@ def test_no_block_runs_in_a_skipped_step(name):
         for block in model.get_submodule(group.path):
             inner = next(block.children())
             inner.register_forward_hook(lambda *_: ran.append(1))
-    apply_foca_cache(model, FoCaCacheConfig(granularity="stack", disable_cache_before_step=2))
+    apply_foca_cache(
+        model, FoCaCacheConfig(granularity="stack", cache_interval=5, disable_cache_before_step=2)
+    )
     _outputs(model, call, unit, [0.8, 0.7])
     full = len(ran)
     assert full >= 2 * len(find_hook(model).layout.blocks)
@@ -79,7 +81,7 @@ def test_no_block_runs_in_a_skipped_step(name):
 
 @pytest.mark.parametrize("name", ["MochiTransformer3DModel", "CogView4Transformer2DModel"])
 def test_the_presets_module_granularity_gives_way_to_stack(name):
-    model = apply_foca_cache(build(name), FoCaCacheConfig())
+    model = apply_foca_cache(build(name), FoCaCacheConfig(preset="paper"))
     assert foca_cache_stats(model)["granularity"] == "stack"
     with pytest.raises(ValueError, match=r"expected a granularity out of \('stack', 'output'\)"):
         apply_foca_cache(build(name), FoCaCacheConfig(granularity="module"))
@@ -102,7 +104,9 @@ def test_controlnet_residuals_run_uncached_and_say_so(name, extra):
     _, call, unit, _ = GENERIC[name]
     model = build(name)
     expected = _outputs(model, call | extra, unit, NEAR)
-    apply_foca_cache(model, FoCaCacheConfig(granularity="stack", disable_cache_before_step=2))
+    apply_foca_cache(
+        model, FoCaCacheConfig(granularity="stack", cache_interval=5, disable_cache_before_step=2)
+    )
     with pytest.warns(UserWarning, match="the call passes controlnet_block_samples"):
         actual = _outputs(model, call | extra, unit, NEAR)
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))

@@ -57,7 +57,7 @@ def _live_tensors():
 @pytest.mark.parametrize("name", RUN_LONG)
 def test_a_hundred_generations_leak_nothing(name, granularity):
     case = BY_NAME[name]
-    model = apply_foca_cache(case.model(), FoCaCacheConfig(granularity=granularity))
+    model = apply_foca_cache(case.model(), FoCaCacheConfig(preset="paper", granularity=granularity))
     before = _live_tensors()
     case.draw(model, steps=5, batch=1)
     held, nbytes = _live_tensors(), foca_cache_stats(model)["nbytes"]

@@ -128,7 +128,7 @@ def test_a_mask_over_features_is_followed_or_falls_back_and_says_so(case):
     """Where a text stream is alive between the blocks, forecasting single features is refused."""
     mask = np.ones((12, case.features), dtype=bool)
     mask[3:9, :1] = False
-    model = apply_foca_cache(case.model(), FoCaCacheConfig(schedule=StepMask(mask)))
+    model = apply_foca_cache(case.model(), FoCaCacheConfig(preset="paper", schedule=StepMask(mask)))
     actual, stats = case.draw(model), foca_cache_stats(model)
     if case.modular:
         assert (stats["full_steps"], stats["mixed_steps"]) == (6, 6)
@@ -150,7 +150,7 @@ class EveryOther(Schedule):
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.slots], ids=lambda case: case.name)
 def test_sums_over_features_are_computed_together_or_not_at_all(case):
-    model = apply_foca_cache(case.model(), FoCaCacheConfig(schedule=EveryOther()))
+    model = apply_foca_cache(case.model(), FoCaCacheConfig(preset="paper", schedule=EveryOther()))
     actual, stats = case.draw(model), foca_cache_stats(model)
     assert (stats["full_steps"], stats["mixed_steps"]) == (12, 0)
     (reason,) = stats["fallbacks"]

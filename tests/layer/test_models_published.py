@@ -65,7 +65,7 @@ def published(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_feature_count(name):
     *_, histories, features = PUBLISHED[name]
-    model = apply_foca_cache(published(name), FoCaCacheConfig())
+    model = apply_foca_cache(published(name), FoCaCacheConfig(preset="paper"))
     hook = find_hook(model)
     assert foca_cache_stats(model)["granularity"] == "module"
     assert (hook.features, len(hook.layout.located)) == (histories, features)
@@ -76,7 +76,7 @@ def test_feature_count(name):
 )
 def test_flux_at_1024_x_1024_holds_what_the_page_says(granularity, features, gigabytes):
     """4096 image tokens of width 3072 in bfloat16, three tensors each; text holds nothing."""
-    config = FoCaCacheConfig(granularity=granularity)
+    config = FoCaCacheConfig(preset="paper", granularity=granularity)
     model = apply_foca_cache(published("FLUX.1-dev"), config)
     count = foca_cache_stats(model)["features"]
     assert count == features
