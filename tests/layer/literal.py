@@ -33,37 +33,45 @@ class LiteralFoCa:
 
 
 class LiteralModule:
-    """A module whose output is forecast, entry by entry, at every step that is not a full one."""
+    """A module whose output is forecast, entry by entry, at every step that is not a full one.
 
-    def __init__(self, module: torch.nn.Module, full_steps: Sequence[int]) -> None:
+    Every step calls it once for each guidance branch.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, full_steps: Sequence[int], branches: int = 1
+    ) -> None:
         self.run: Callable[..., Any] = module.forward
-        self.full_steps, self.step = full_steps, 0
-        self.entries: list[LiteralFoCa | None] = []
+        self.full_steps, self.calls = full_steps, 0
+        self.branches: list[list[LiteralFoCa | None]] = [[] for _ in range(branches)]
         self.dtype = torch.float32
         self.is_tuple = False
         module.forward = self.forward  # type: ignore[method-assign]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        step, self.step = self.step, self.step + 1
+        step, branch = divmod(self.calls, len(self.branches))
+        self.calls += 1
+        entries = self.branches[branch]
         if step not in self.full_steps:
-            values = [
-                None if entry is None else entry.forecast(self.dtype) for entry in self.entries
-            ]
+            values = [None if entry is None else entry.forecast(self.dtype) for entry in entries]
             return tuple(values) if self.is_tuple else values[0]
         output = self.run(*args, **kwargs)
         self.is_tuple = isinstance(output, tuple)
         values = list(output) if self.is_tuple else [output]
-        if not self.entries:
-            self.entries = [None if value is None else LiteralFoCa() for value in values]
+        if not entries:
+            entries += [None if value is None else LiteralFoCa() for value in values]
             self.dtype = values[0].dtype
-        for entry, value in zip(self.entries, values, strict=True):
+        for entry, value in zip(entries, values, strict=True):
             if entry is not None:
                 entry.computed(step, value)
         return output
 
 
 def wrap(
-    model: torch.nn.Module, wrapped: dict[str, Sequence[str]], full_steps: Sequence[int]
+    model: torch.nn.Module,
+    wrapped: dict[str, Sequence[str]],
+    full_steps: Sequence[int],
+    branches: int = 1,
 ) -> int:
     """Puts the oracle around modules of every block that has them; returns how many."""
     count = 0
@@ -71,6 +79,6 @@ def wrap(
         for block in model.get_submodule(path).children():
             for name in names:
                 if isinstance(getattr(block, name, None), torch.nn.Module):
-                    LiteralModule(block.get_submodule(name), full_steps)
+                    LiteralModule(block.get_submodule(name), full_steps, branches)
                     count += 1
     return count
