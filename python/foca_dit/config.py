@@ -4,32 +4,45 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from foca_dit import schemes, times
+from foca_dit.adaptive import Adaptive
 from foca_dit.schedules import FullSteps, Interval, Schedule
 from foca_dit.tuned import TunedPlan
 
 GRANULARITIES = ("module", "stack", "output")
 HISTORY_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
+# docs/quality.md says what they were chosen from. "interval" is what stands in when a part of the
+# uniform interval is asked for and its length is not.
 PRESETS: dict[str, dict[str, Any]] = {
-    # FoCa with damped feedback: docs/method.md says why one half.
+    # As good as we know how, uncalibrated: about a quarter of 50 steps in full.
     "default": {
         "scheme": schemes.FoCa(reading="rolling", feedback=0.5),
+        "schedule": Adaptive(tol=0.01),
+        "interval": 5,
+        "granularity": "stack",
+        "time": "log_snr",
+    },
+    # The recursion and the schedule as the paper writes them, on what the paper caches.
+    "paper": {
+        "scheme": schemes.FoCa(reading="rolling", feedback=1.0),
+        "schedule": None,
         "interval": 5,
         "granularity": "module",
         "time": "step",
     },
-    # The recursion as the paper writes it.
-    "paper": {
-        "scheme": schemes.FoCa(reading="rolling", feedback=1.0),
-        "interval": 5,
-        "granularity": "module",
-        "time": "step",
+    # About a sixth of 50 steps in full: the picture is another in its details.
+    "fast": {
+        "scheme": schemes.FoCa(reading="rolling", feedback=0.5),
+        "schedule": Adaptive(tol=0.04),
+        "interval": 8,
+        "granularity": "stack",
+        "time": "log_snr",
     },
 }
 
@@ -50,8 +63,9 @@ class FoCaCacheConfig:
     """How to cache. Every field left at `None` is filled in by the preset.
 
     Args:
-        preset: `"default"` or `"paper"`.
+        preset: `"default"`, `"paper"` or `"fast"`.
         cache_interval: N: after the warm-up, every N-th step is computed in full. 1 caches nothing.
+            A number selects the uniform interval in place of the preset's adaptive one.
         disable_cache_before_step: number of full steps at the start of a generation (the warm-up),
             at least 1. The paper uses 3 on FLUX and 2 on DiT-XL/2. Ignored beside `schedule`.
         disable_cache_after_step: this step and all later ones are computed in full. None: no tail.
@@ -66,6 +80,8 @@ class FoCaCacheConfig:
             `"log_snr"`, or a function from the model's timestep to a number.
         history_dtype: storage of the history, one of bfloat16, float16, float32. None: the dtype of
             the feature itself.
+        tol: the tolerance of the adaptive interval, `Adaptive(tol=tol)`: the one knob between speed
+            and quality. `cache_interval` must then stay unset.
         plan: a file written by `foca-dit tune`. It brings scheme, schedule, granularity and time,
             which must then stay unset, and refuses a model or sampler that it was not tuned for.
 
@@ -83,6 +99,7 @@ class FoCaCacheConfig:
     time: str | Callable[[float], float] | None = None
     history_dtype: torch.dtype | None = None
     plan: str | os.PathLike[str] | TunedPlan | None = None
+    tol: float | None = None
 
     def __post_init__(self) -> None:
         if self.plan is not None and not isinstance(self.plan, TunedPlan):
@@ -104,7 +121,7 @@ class FoCaCacheConfig:
             return self._planned(self.plan)
         return Settings(
             scheme=self._scheme(preset["scheme"]),
-            schedule=self._schedule(preset["interval"]),
+            schedule=self._schedule(preset["schedule"], preset["interval"]),
             granularity=granularity,
             time=time,
             history_dtype=self.history_dtype,
@@ -118,6 +135,7 @@ class FoCaCacheConfig:
             "schedule",
             "granularity",
             "time",
+            "tol",
         ):
             if getattr(self, name) not in (None, getattr(plan.target, name, None)):
                 raise ValueError(
@@ -143,24 +161,35 @@ class FoCaCacheConfig:
             )
         return scheme
 
-    def _schedule(self, default_interval: int) -> Schedule:
+    def _schedule(self, default: Adaptive | None, default_interval: int) -> Schedule:
         if self.schedule is None:
-            return Interval(
-                _or(self.cache_interval, default_interval),
-                warmup=self.disable_cache_before_step,
-                tail=self.disable_cache_after_step,
-            )
+            return self._interval(default, default_interval)
         if not isinstance(self.schedule, Schedule):
             raise TypeError(
                 f"FoCaCacheConfig: argument 'schedule': expected a Schedule, got {self.schedule!r}"
             )
-        for name in ("cache_interval", "disable_cache_after_step"):
+        for name in ("cache_interval", "disable_cache_after_step", "tol"):
             if getattr(self, name) is not None:
                 raise ValueError(
                     f"FoCaCacheConfig: argument '{name}': expected None beside a schedule of your "
                     f"own (the schedule decides alone), got {getattr(self, name)!r}"
                 )
         return self.schedule
+
+    def _interval(self, default: Adaptive | None, default_interval: int) -> Schedule:
+        """The uniform interval, or the adaptive one where no uniform one is asked for."""
+        warmup, tail = self.disable_cache_before_step, self.disable_cache_after_step
+        uniform = Interval(_or(self.cache_interval, default_interval), warmup, tail)
+        if self.tol is not None:
+            if self.cache_interval is not None:
+                raise ValueError(
+                    "FoCaCacheConfig: argument 'cache_interval': expected None beside 'tol' (the "
+                    f"interval is then adaptive), got {self.cache_interval!r}"
+                )
+            default = Adaptive(tol=self.tol)
+        if default is None or self.cache_interval is not None:
+            return uniform
+        return replace(default, first=warmup, tail=tail)
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -41,7 +41,7 @@ def test_a_tuned_plan_beats_the_uniform_interval_on_new_seeds(tmp_path, capsys):
     decibels = {}
     for name, config in {
         "tuned": FoCaCacheConfig(plan=file),
-        "uniform": FoCaCacheConfig(cache_interval=5),
+        "uniform": FoCaCacheConfig(cache_interval=5, granularity="module", time="step"),
     }.items():
         apply_foca_cache(model, config)
         decibels[name] = psnr(draw(model, 5), full)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from foca_dit import (
+    Adaptive,
     CacheState,
     FoCaCacheConfig,
     FullSteps,
@@ -15,7 +16,11 @@ from foca_dit import (
 )
 
 BAD_CONFIGS = {
-    "preset": ({"preset": "fastest"}, ValueError, r"'preset'.*'default', 'paper'.*'fastest'"),
+    "preset": (
+        {"preset": "fastest"},
+        ValueError,
+        r"'preset'.*'default', 'paper', 'fast'.*'fastest'",
+    ),
     "interval 0": ({"cache_interval": 0}, ValueError, r"interval.*>= 1.*got 0"),
     "interval 2.5": ({"cache_interval": 2.5}, TypeError, r"interval.*integer.*2\.5"),
     "warm-up 0": ({"disable_cache_before_step": 0}, ValueError, r"warmup.*>= 1.*got 0"),
@@ -26,6 +31,17 @@ BAD_CONFIGS = {
     "time": ({"time": "seconds"}, ValueError, r"'time'.*'log_snr'.*'seconds'"),
     "history": ({"history_dtype": torch.int8}, ValueError, r"'history_dtype'.*bfloat16.*int8"),
     "schedule": ({"schedule": [0, 1]}, TypeError, r"'schedule'.*a Schedule.*\[0, 1\]"),
+    "tol": ({"tol": 0.0}, ValueError, r"'tol'.*above 0"),
+    "tol and interval": (
+        {"tol": 0.1, "cache_interval": 3},
+        ValueError,
+        r"'cache_interval'.*None beside 'tol'.*got 3",
+    ),
+    "tol and schedule": (
+        {"tol": 0.1, "schedule": FullSteps([0])},
+        ValueError,
+        r"'tol'.*None beside a schedule.*got 0\.1",
+    ),
     "two schedules": (
         {"schedule": FullSteps([0]), "cache_interval": 3},
         ValueError,
@@ -41,7 +57,13 @@ def test_bad_values_are_refused(arguments, error, message):
 
 
 def test_presets_and_overrides():
-    assert FoCaCacheConfig().resolve().schedule == Interval(5, warmup=3)
+    assert FoCaCacheConfig().resolve().schedule == Adaptive(tol=0.01, first=3)
+    assert FoCaCacheConfig(cache_interval=5).resolve().schedule == Interval(5, warmup=3)
+    assert FoCaCacheConfig("paper").resolve().schedule == Interval(5, warmup=3)
+    assert FoCaCacheConfig("fast").resolve().schedule == Adaptive(tol=0.04, first=3)
+    assert FoCaCacheConfig(tol=0.1).resolve().schedule == Adaptive(tol=0.1, first=3)
+    bounded = FoCaCacheConfig(disable_cache_before_step=4, disable_cache_after_step=40)
+    assert bounded.resolve().schedule == Adaptive(tol=0.01, first=4, tail=40)
     assert FoCaCacheConfig("paper").resolve().scheme == schemes.FoCa(feedback=1.0)
     settings = FoCaCacheConfig(
         cache_interval=3,

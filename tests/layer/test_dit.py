@@ -67,7 +67,8 @@ def test_fused_cache_equals_the_papers_recursion_module_by_module():
 def test_collapsed_skip_equals_skipping_module_by_module(scheme):
     images = []
     for collapse in (True, False):
-        model = apply_foca_cache(tiny_dit(), FoCaCacheConfig(scheme=scheme, cache_interval=4))
+        config = FoCaCacheConfig(scheme=scheme, cache_interval=4, granularity="module")
+        model = apply_foca_cache(tiny_dit(), config)
         find_hook(model).collapse = collapse
         images.append(draw(model))
         stats = foca_cache_stats(model)
@@ -106,7 +107,8 @@ def test_mask_caches_only_some_blocks():
     """Features under a mask of True are computed at every step; the result equals their literal."""
     mask = torch.ones(12, 6, dtype=torch.bool).numpy()
     mask[3:, :2] = False  # block 0: forecast from step 3 on, never computed again
-    model = apply_foca_cache(tiny_dit(), FoCaCacheConfig(schedule=StepMask(mask)))
+    config = FoCaCacheConfig(schedule=StepMask(mask), granularity="module")
+    model = apply_foca_cache(tiny_dit(), config)
     draw(model)
     stats = foca_cache_stats(model)
     assert (stats["full_steps"], stats["mixed_steps"], stats["skipped_steps"]) == (3, 9, 0)
@@ -169,7 +171,7 @@ def test_lora_like_modulation_is_evaluated_whole():
         model = tiny_dit()
         for block in model.transformer_blocks:
             block.norm1.linear.__class__ = Adapted
-        apply_foca_cache(model, FoCaCacheConfig(cache_interval=4))
+        apply_foca_cache(model, FoCaCacheConfig(cache_interval=4, granularity="module"))
         find_hook(model).collapse = collapse
         images.append(draw(model))
     torch.testing.assert_close(*images, rtol=1e-5, atol=1e-5)
@@ -188,7 +190,8 @@ def test_pipeline(granularity, guidance_scale):
         ).images
 
     plain, pipeline = tiny_dit_pipeline(), tiny_dit_pipeline()
-    apply_foca_cache(pipeline, FoCaCacheConfig(granularity=granularity, time="log_snr"))
+    config = FoCaCacheConfig(cache_interval=5, granularity=granularity)
+    apply_foca_cache(pipeline, config)
     first = generate(pipeline)
     stats = foca_cache_stats(pipeline)
     # A random model jumps at the first step of DDIM, which the cache takes for a new generation.

@@ -43,7 +43,10 @@ def test_output_equals_the_scheme_applied_to_the_models_outputs():
         return torch.stack([model(timestep=t, **arguments)[0] for t in timesteps])
 
     full = outputs()
-    apply_foca_cache(model, FoCaCacheConfig(granularity="output", cache_interval=3))
+    apply_foca_cache(
+        model,
+        FoCaCacheConfig(preset="paper", scheme="foca", granularity="output", cache_interval=3),
+    )
     expected = run_reference(FoCa(feedback=0.5), full, [0, 1, 2, 5, 8])
     torch.testing.assert_close(outputs().double(), expected, rtol=1e-5, atol=1e-6)
 
@@ -60,8 +63,8 @@ def test_return_dict_is_kept():
     assert torch.equal(draw_flux(model), as_tuple)
 
 
-def test_the_preset_caches_module_by_module():
-    model = apply_foca_cache(tiny_flux(), FoCaCacheConfig())
+def test_the_papers_preset_caches_module_by_module():
+    model = apply_foca_cache(tiny_flux(), FoCaCacheConfig(preset="paper"))
     stats = foca_cache_stats(model)
     assert (stats["granularity"], stats["features"]) == ("module", 2 * 2 + 2)
 

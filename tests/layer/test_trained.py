@@ -37,7 +37,8 @@ def test_collapsed_equals_module_by_module(drawing, scheme):
     model, draw, full = drawing
     images = []
     for collapse in (True, False):
-        apply_foca_cache(model, FoCaCacheConfig(scheme=scheme, cache_interval=4))
+        config = FoCaCacheConfig(scheme=scheme, cache_interval=4, granularity="module")
+        apply_foca_cache(model, config)
         find_hook(model).collapse = collapse
         images.append(draw())
         assert foca_cache_stats(model)["skipped_steps"] == 13  # full: 0, 1, 2, 6, 10, 14, 18
