@@ -208,3 +208,17 @@ def test_factors_of_another_resolution_are_refused(dit):
     with pytest.raises(ValueError, match=r"size \[16, 32\] of feature 0, got \[4, 32\]"):
         drawing(dit, 1)()
     remove_foca_cache(dit)
+
+
+def test_goc_on_computed_jumps_with_eta_1_is_taylor_inside_the_set():
+    torch.manual_seed(0)
+    x = torch.randn(12, 3, dtype=torch.float64).cumsum(0)
+    full = (0, 1, 5, 9)
+    goc = schemes.run_reference(schemes.GOC(1.0, range(12), "computed"), x, full)
+    taylor = schemes.run_reference(schemes.TaylorSeer(1), x, full)
+    torch.testing.assert_close(goc, taylor)
+    some = schemes.run_reference(schemes.GOC(0.5, (2, 3, 6), "computed"), x, full)
+    slope = x[1] - x[0]
+    torch.testing.assert_close(some[3], x[1] + (0.5 + 0.25) * slope)
+    torch.testing.assert_close(some[4], some[3])  # outside the set nothing is added
+    torch.testing.assert_close(some[6], x[5] + 0.5 * (x[5] - x[1]) / 4)

@@ -8,7 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from foca_dit.schemes.base import Scheme, Table, fault, require_float, require_int
+from foca_dit.schemes.base import (
+    Scheme,
+    Table,
+    fault,
+    require_choice,
+    require_float,
+    require_int,
+)
 
 
 @dataclass(frozen=True)
@@ -72,10 +79,15 @@ class GOC(Scheme):
         eta: The propagation weight; the published code has 1.2 with FORA and 0.8 with L2C.
         inflection_steps: S, the steps at which the correction applies; None: at every step.
             docs/method.md says how S can be found from calibration features.
+        jump: Which jump is propagated. "used": s_0 above, P being the value used, corrections
+            included; what was corrected too far returns in the next jump, with a factor beyond 1
+            for eta >= 1. "computed": (F_a - F_a') / gap between computed features, per step; then
+            nothing returns, and eta = 1 is first-order Taylor on S.
     """
 
     eta: float = 1.2
     inflection_steps: Collection[int] | None = None
+    jump: str = "used"
 
     name: ClassVar[str] = "goc"
     citation: ClassVar[str] = (
@@ -85,6 +97,7 @@ class GOC(Scheme):
 
     def __post_init__(self) -> None:
         require_float("GOC", "eta", self.eta, 0.0)
+        require_choice("GOC", "jump", self.jump, ("used", "computed"))
         if self.inflection_steps is None:
             return
         if isinstance(self.inflection_steps, str) or not isinstance(
@@ -112,6 +125,9 @@ class GOC(Scheme):
 
     def _rows(self, tau: list[float], anchors: list[int]) -> Table:
         a = anchors[-1]
+        if self.jump == "computed":
+            gap = tau[a] - tau[anchors[-2]]
+            return np.array([[-1 / gap, 0.0, 1 / gap]])
         h = tau[a] - tau[a - 1]
         return np.array([[-1 / h, -self._propagated(tau, anchors[-2], a - 1) / h, 1 / h]])
 
