@@ -66,12 +66,17 @@ class NoiseLevels:
         abar = self.cumulative(timestep)
         return math.sqrt(abar), math.sqrt(1.0 - abar)
 
+    @property
+    def table(self) -> Any:
+        """The scheduler's timesteps as they stand, or None; every generation sets a new one."""
+        return getattr(self.scheduler, "timesteps", None)
+
     def planned(self) -> tuple[float, ...] | None:
         """The model's timesteps of the loop that the scheduler is set to, or None.
 
         A host read when the scheduler keeps them on a GPU: ask once per generation.
         """
-        steps = getattr(self.scheduler, "timesteps", None)
+        steps = self.table
         if steps is None or len(steps) == 0:
             return None
         unit = 1.0

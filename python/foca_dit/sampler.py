@@ -57,7 +57,7 @@ def look_ahead(
     Returns:
         The outlook. When the steps to come are unknown they are assumed to continue like the last.
     """
-    future = None if planned is None else _continuation(timesteps, planned)
+    future = None if planned is None else continuation(timesteps, planned)
     assumed = future is None
     if future is None:
         future = _more_of_the_same(timesteps, levels)
@@ -108,7 +108,7 @@ def _coefficient(
     return sigma_next - alpha_next * sigma / max(alpha, 1e-4)  # x0 = (x - sigma noise) / alpha
 
 
-def _continuation(timesteps: Sequence[float], planned: Sequence[float]) -> list[float] | None:
+def continuation(timesteps: Sequence[float], planned: Sequence[float]) -> list[float] | None:
     """The planned timesteps after the last one seen, or None if the plan is another loop's."""
     steps = [t for i, t in enumerate(planned) if i == 0 or t != planned[i - 1]]
     first = min(range(len(steps)), key=lambda i: abs(steps[i] - timesteps[0]), default=0)

@@ -11,10 +11,10 @@ import torch
 from foca_dit.clock import NoiseLevels, make_clock
 from foca_dit.config import FoCaCacheConfig, Settings
 from foca_dit.history import FeatureHistories
-from foca_dit.sampler import Outlook, look_ahead
+from foca_dit.sampler import Outlook, continuation, look_ahead
 from foca_dit.schedules import Decision
 from foca_dit.stats import CacheStats
-from foca_dit.trajectory import Trajectory
+from foca_dit.trajectory import DISCONTINUOUS, Trajectory
 
 # What a state of one request refuses and the model's own state takes for a new generation.
 OUT_OF_ORDER = (
@@ -31,9 +31,13 @@ class Branch:
     next one then computes everything anew (or simply goes on, if it repeats the same step).
     """
 
-    def __init__(self, trajectory: Trajectory, histories: FeatureHistories) -> None:
+    def __init__(
+        self, trajectory: Trajectory, histories: FeatureHistories, levels: NoiseLevels
+    ) -> None:
         self.trajectory = trajectory
         self.histories = histories
+        self._levels, self._table = levels, levels.table
+        self._table_steps: tuple[float, ...] | None = None
         self._entered = -1
         self._finished = -1
         self._planned: tuple[float, ...] | None = None
@@ -59,6 +63,27 @@ class Branch:
     def leave(self) -> None:
         """Closes the step: the call returned."""
         self._finished = self._entered
+
+    def is_next(self, timestep: float) -> bool:
+        """Whether the scheduler's loop that this branch began in has this timestep next.
+
+        Then it is the same generation, however far a stochastic or coarse sampler jumped.
+        """
+        steps = self._scheduled()
+        return continuation([*self.trajectory.timesteps, timestep], steps) is not None
+
+    def is_evaluated_twice(self, timestep: float) -> bool:
+        """Whether that loop stands twice at this timestep, each time with another sample (Heun)."""
+        steps = self._scheduled()
+        return steps.count(min(steps, key=lambda t: abs(t - timestep), default=0.0)) > 1
+
+    def _scheduled(self) -> tuple[float, ...]:
+        """The timesteps of the loop that this branch began in; none if it is not known or over."""
+        if self._table is None or self._levels.table is not self._table:
+            return ()
+        if self._table_steps is None:  # a host read
+            self._table_steps = self._levels.planned() or ()
+        return self._table_steps
 
     def look_ahead(self, levels: NoiseLevels, timesteps: Sequence[float] | None) -> Outlook:
         """All steps of this generation, as far as the scheduler, or else `timesteps`, tells."""
@@ -135,9 +160,11 @@ class CacheState:
         Raises:
             RuntimeError: a step out of order in a state that belongs to one request.
         """
-        name = branch if branch is not None else self._counter.name(timestep)
+        name = self._counter.name(timestep) if branch is None else self._named(branch, timestep)
         known = self._branches.get(name)
         reason = known.trajectory.break_with(timestep, sample) if known else None
+        if known and reason == DISCONTINUOUS and known.is_next(timestep):
+            reason = None
         if known and reason is None and branch is not None and known.repeats(timestep):
             reason = OUT_OF_ORDER[1]
         if known and reason is None and branch is not None and self._missed_a_step(known, timestep):
@@ -177,6 +204,13 @@ class CacheState:
         outlook = branch.look_ahead(self.levels, timesteps)
         self._decision = branch, anchors, branch.histories.decide(outlook)
 
+    def _named(self, branch: str, timestep: float) -> str:
+        """The branch of a call that names one: a second evaluation has histories of its own."""
+        known = self._branches.get(branch)
+        if not self._restartable or known is None or not known.repeats(timestep):
+            return branch
+        return f"{branch}, second evaluation" if known.is_evaluated_twice(timestep) else branch
+
     def _missed_a_step(self, branch: Branch, timestep: float) -> bool:
         """Whether other branches went through a step that this one was not called at."""
         before, latest = self._latest
@@ -193,6 +227,8 @@ class CacheState:
         new = name not in self._branches
         # Guidance branches of one step are given one and the same sample.
         if new and first is not None and not first.trajectory.saw(sample):
+            if first.is_evaluated_twice(timestep):
+                return None
             return "the same timestep came with another sample"
         return None
 
@@ -220,7 +256,9 @@ class CacheState:
             )
         clock = make_clock(self.settings.time, self.levels)
         trajectory = Trajectory(clock, watch=self._restartable)
-        return Branch(trajectory, FeatureHistories(self.settings, self.features, self.stats))
+        return Branch(
+            trajectory, FeatureHistories(self.settings, self.features, self.stats), self.levels
+        )
 
 
 class _BranchCounter:

@@ -16,6 +16,7 @@ from foca_dit.clock import Clock
 # Consecutive samples of one trajectory differ by one solver step, samples of two trajectories by
 # independent noise: the relative distance of their fingerprints is then near sqrt(2).
 CONTINUITY_LIMIT = 0.75
+DISCONTINUOUS = "the sample does not continue the one before"
 FINGERPRINT_SIZE = 1024
 
 
@@ -67,7 +68,7 @@ class Trajectory:
             if (timestep - last) * forward < 0:
                 return "the timestep moved against the direction of the loop"
         if self._sample is not None and not continues(self._sample, fingerprint(sample)):
-            return "the sample does not continue the one before"
+            return DISCONTINUOUS
         return None
 
     def saw(self, sample: torch.Tensor) -> bool:

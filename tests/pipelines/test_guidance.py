@@ -1,0 +1,188 @@
+"""Guidance in all its forms: the cache finds the branches by itself, or is told by diffusers."""
+
+import itertools
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from lanes import DIT, FLUX, PAPER, Lanes, assert_close
+from models import draw_flux, flux_prompt, tiny_dit_pipeline, tiny_flux, tiny_flux_pipeline
+
+from foca_dit import apply_foca_cache, foca_cache_stats
+
+STEPS = 12
+
+
+def _dit(pipeline, scale, steps=STEPS):
+    return pipeline(
+        class_labels=[3],
+        guidance_scale=scale,
+        num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).images
+
+
+def _latents(pipeline, run):
+    """The latents of the last step of a pipeline that returns only pictures."""
+    kept = []
+    step = pipeline.scheduler.step
+
+    def keep(*args, **kwargs):
+        output = step(*args, **kwargs)
+        kept[:] = [output.prev_sample]
+        return output
+
+    pipeline.scheduler.step = keep
+    run(pipeline)
+    pipeline.scheduler.step = step
+    return kept[0]
+
+
+def test_one_batch_of_two():
+    """DiTPipeline stacks the two branches into one batch: one lane, twice the batch."""
+    pipeline, literal = tiny_dit_pipeline(), tiny_dit_pipeline()
+    reference = Lanes(literal.transformer, DIT, ["both"] * STEPS)
+    apply_foca_cache(pipeline, PAPER)
+    run = lambda p: _dit(p, 4.0)  # noqa: E731
+    assert_close(_latents(pipeline, run), _latents(literal, run))
+    assert reference.finished()
+    assert foca_cache_stats(pipeline)["collapsed_skips"] == reference.skipped
+
+
+@pytest.mark.parametrize("branches", [2, 3])
+def test_two_and_three_calls_a_step(branches):
+    """Nothing but the repeated timestep and the equal sample tells the branches apart."""
+    model, literal = tiny_flux(), tiny_flux()
+    reference = Lanes(literal, FLUX, list(range(branches)) * STEPS)
+    apply_foca_cache(model, PAPER)
+    assert_close(draw_flux(model, branches=branches), draw_flux(literal, branches=branches))
+    stats = foca_cache_stats(model)
+    assert stats["collapsed_skips"] == reference.skipped
+    assert stats["restarts"] == {}
+
+
+def _true_guidance(pipeline, scale=3.0, steps=STEPS, **options):
+    negative = {f"negative_{key}": value for key, value in flux_prompt(1).items()}
+    return pipeline(
+        **flux_prompt(0),
+        **negative,
+        true_cfg_scale=scale,
+        height=16,
+        width=16,
+        num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+        **options,
+    ).images
+
+
+def test_two_calls_a_step_named_by_the_pipeline():
+    """FluxPipeline's `true_cfg_scale` opens diffusers' cache_context around each call."""
+    pipeline, literal = tiny_flux_pipeline(), tiny_flux_pipeline()
+    reference = Lanes(literal.transformer, FLUX, ["cond", "uncond"] * STEPS)
+    apply_foca_cache(pipeline, PAPER)
+    assert_close(_true_guidance(pipeline), _true_guidance(literal))
+    assert reference.finished()
+    assert foca_cache_stats(pipeline)["collapsed_skips"] == reference.skipped
+
+
+@torch.no_grad()
+def _contexts(model, names_of_step):
+    """A FLUX loop in which every step names its branches, as a guider of diffusers does."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 6, 4, generator=generator)
+    texts = dict(zip("abc", torch.randn(3, 1, 5, 32, generator=generator), strict=True))
+    sigmas = torch.linspace(1, 0, len(names_of_step) + 1)
+    for (now, after), names in zip(itertools.pairwise(sigmas), names_of_step, strict=True):
+        velocity = 0.0
+        for name in names:
+            with model.cache_context(name):
+                velocity = velocity + model(
+                    hidden_states=x,
+                    encoder_hidden_states=texts[name],
+                    pooled_projections=texts[name][:, 0],
+                    timestep=now[None],
+                    img_ids=torch.zeros(6, 3),
+                    txt_ids=torch.zeros(5, 3),
+                ).sample / len(names)
+        x = x + (after - now) * velocity
+    return x
+
+
+@pytest.mark.parametrize(
+    ("steps", "lanes"),
+    [
+        # Switched off after 5 steps: the other branch does not notice.
+        (["ab"] * 5 + ["a"] * 9, ["a", "b"] * 5 + ["a"] * 9),
+        # On again: the branch that was left out starts anew, it would be stale.
+        (["ab"] * 5 + ["a"] * 2 + ["ab"] * 7, ["a", "b"] * 5 + ["a"] * 2 + ["a", "b again"] * 7),
+        # On late (a guidance interval): the new branch has its own steps.
+        (["a"] * 5 + ["ab"] * 9, ["a"] * 5 + ["a", "b"] * 9),
+        (["abc"] * 12, ["a", "b", "c"] * 12),
+    ],
+    ids=["off", "off-and-on", "on-late", "three"],
+)
+def test_named_branches_switched_part_way(steps, lanes):
+    model, literal = tiny_flux(), tiny_flux()
+    reference = Lanes(literal, FLUX, lanes)
+    apply_foca_cache(model, PAPER)
+    assert_close(_contexts(model, steps), _contexts(literal, steps))
+    assert foca_cache_stats(model)["collapsed_skips"] == reference.skipped
+
+
+def test_a_batch_of_two_that_becomes_one_part_way():
+    """The shape changes, so the rest is computed as from a fresh cache."""
+    from models import tiny_dit
+
+    @torch.no_grad()
+    def run(model):
+        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        outputs = []
+        for step in range(16):
+            labels = torch.tensor([3, 10] if step < 6 else [3])
+            t = torch.full((len(labels),), 1000.0 - 50 * step)
+            outputs.append(model(x.expand(len(labels), -1, -1, -1), t, labels).sample)
+            x = x - 0.05 * outputs[-1][:1]
+        return torch.cat(outputs)
+
+    model, literal = tiny_dit(), tiny_dit()
+    reference = Lanes(literal, DIT, ["two"] * 6 + ["one"] * 10)
+    apply_foca_cache(model, PAPER)
+    assert_close(run(model), run(literal))
+    stats = foca_cache_stats(model)
+    assert stats["collapsed_skips"] == reference.skipped
+    assert list(stats["restarts"]) == ["the sample's shape, dtype or device changed"]
+
+
+def test_distilled():
+    """FLUX.1-dev's guidance is an embedding beside the timestep's: it is part of every gate."""
+
+    def build():
+        pipeline = tiny_flux_pipeline()
+        torch.manual_seed(0)
+        config = {**pipeline.transformer.config, "guidance_embeds": True}
+        del config["_use_default_values"]
+        pipeline.transformer = FluxTransformer2DModel.from_config(config).eval()
+        pipeline.transformer.time_text_embed.guidance_embedder.linear_2.weight.data.mul_(30)
+        return pipeline
+
+    def run(pipeline, scale):
+        return pipeline(
+            **flux_prompt(0),
+            guidance_scale=scale,
+            height=16,
+            width=16,
+            num_inference_steps=STEPS,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        ).images
+
+    pipeline, literal = build(), build()
+    reference = Lanes(literal.transformer, FLUX, ["first"] * STEPS + ["second"] * STEPS)
+    apply_foca_cache(pipeline, PAPER)
+    results = [run(pipeline, scale) for scale in (1.5, 60.0)]
+    for result, scale in zip(results, (1.5, 60.0), strict=True):
+        assert_close(result, run(literal, scale))
+    assert not torch.allclose(*results, atol=1e-4)
+    assert foca_cache_stats(pipeline)["collapsed_skips"] == reference.skipped
