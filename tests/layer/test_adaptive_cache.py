@@ -1,0 +1,174 @@
+"""The adaptive interval in real models: one decision and one host read per full step."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from models import draw, tiny_dit
+from torch.overrides import TorchFunctionMode
+
+from foca_dit import (
+    Adaptive,
+    CacheState,
+    FoCaCacheConfig,
+    FullSteps,
+    Interval,
+    apply_foca_cache,
+    cache_scope,
+    foca_cache_stats,
+    remove_foca_cache,
+)
+from foca_dit.adapters.hooks import find_hook
+from foca_dit.analysis.metrics import psnr
+from foca_dit.analysis.sampling import sample
+from foca_dit.cli.demo import load
+
+WEIGHTS = Path(__file__).parents[2] / "examples/fashion_dit/weights"
+GRANULARITIES = ("module", "stack", "output")
+
+
+class CountReads(TorchFunctionMode):
+    """Counts how often a list of numbers is read back from a tensor."""
+
+    reads = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.reads += function is torch.Tensor.tolist
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def call(model, t, x, label=0):
+    labels = torch.full((len(x),), label)
+    return model(x, timestep=torch.full((len(x),), t), class_labels=labels).sample
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("limit", [{"tol": 0.3}, {"budget": 7}])
+def test_a_replay_is_equal_bit_for_bit(granularity, limit):
+    images = []
+    schedule = Adaptive(**limit)
+    for _ in range(2):
+        config = FoCaCacheConfig(schedule=schedule, granularity=granularity)
+        model = apply_foca_cache(tiny_dit(), config)
+        images.append(draw(model, steps=20))
+        stats = foca_cache_stats(model)
+        if isinstance(schedule, Adaptive):
+            assert len(stats["schedule"]) == stats["full_steps"] < 20
+            assert len(stats["predicted_errors"]) == stats["full_steps"]
+            assert all(e >= 0 for e in stats["predicted_errors"] if not math.isnan(e))
+            schedule = FullSteps(stats["schedule"])
+    assert torch.equal(*images)
+    assert foca_cache_stats(model)["full_steps"] == len(schedule.steps)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_one_host_read_per_full_step_and_none_per_skipped(granularity):
+    config = FoCaCacheConfig(schedule=Adaptive(budget=6), granularity=granularity)
+    model = apply_foca_cache(tiny_dit(), config)
+    state, x = CacheState(config), torch.randn(1, 4, 8, 8)
+    with cache_scope(model, state):
+        for step in range(20):
+            full, t = state.stats.full_steps, 1000.0 - 50 * step
+            with CountReads() as counter:
+                call(model, t, x)
+            assert counter.reads == state.stats.full_steps - full
+    assert state.stats.full_steps == state.stats.host_reads == 6
+
+
+def test_all_features_and_guidance_branches_share_one_decision():
+    config = FoCaCacheConfig(schedule=Adaptive(budget=6), granularity="module")
+    model = apply_foca_cache(tiny_dit(), config)
+    state, x = CacheState(config), torch.randn(1, 4, 8, 8)
+    for step in range(20):
+        for name in ("cond", "uncond"):
+            with cache_scope(model, state, branch=name):
+                call(model, 1000.0 - 50 * step, x, label=len(name))
+    anchors = {a for b in state.branches.values() for a in b.histories.anchors}
+    assert len(anchors) == 1
+    assert (state.stats.full_steps, state.stats.host_reads) == (12, 6)
+    assert state.stats.mixed_steps == 0
+
+
+def test_what_reduce_makes_of_the_sums_is_what_counts():
+    """An all-reduce goes there; here a defect a hundred times as large, so a denser schedule."""
+
+    def steps(reduce):
+        schedule = Adaptive(tol=1.0, reduce=reduce)
+        model = apply_foca_cache(tiny_dit(), FoCaCacheConfig(schedule=schedule))
+        draw(model, steps=20)
+        return foca_cache_stats(model)["schedule"]
+
+    seen = []
+
+    def larger(sums):
+        seen.append(tuple(sums.shape))
+        sums[0] *= 1e4
+
+    plain, scaled = steps(None), steps(larger)
+    assert len(scaled) > len(plain)
+    assert seen == [(2,)] * len(scaled)
+
+
+def test_features_that_are_not_finite_are_counted_and_not_cached_far():
+    config = FoCaCacheConfig(schedule=Adaptive(tol=10.0), granularity="output")
+    model = apply_foca_cache(tiny_dit(), config)
+    state = CacheState(config)
+    with cache_scope(model, state):
+        for step in range(8):
+            call(model, 1000.0 - 50 * step, torch.full((1, 4, 8, 8), math.nan))
+    assert state.stats.full_steps == 8
+    assert state.stats.nonfinite_defects == 6  # from the third on there is something to measure
+
+
+def test_two_generations_and_another_number_of_steps():
+    config = FoCaCacheConfig(schedule=Adaptive(budget=6))
+    model = apply_foca_cache(tiny_dit(), config)
+    for steps in (20, 20, 30):
+        draw(model, steps=steps)
+    stats = foca_cache_stats(model)
+    assert stats["full_steps"] == stats["host_reads"] == 18
+    assert stats["schedule"][-1] > 20
+    assert len(stats["predicted_errors"]) == 6
+
+
+def test_a_single_step():
+    model = apply_foca_cache(tiny_dit(), FoCaCacheConfig(schedule=Adaptive(tol=1.0)))
+    assert torch.equal(draw(model, steps=1), draw(tiny_dit(), steps=1))
+
+
+def test_a_branch_that_was_left_out_starts_anew():
+    """Guidance switched off for a while: the old history says nothing about now."""
+    config = FoCaCacheConfig(preset="paper", cache_interval=4)
+    model = apply_foca_cache(tiny_dit(), config)
+    state, x = CacheState(config), torch.randn(1, 4, 8, 8)
+    for step in range(12):
+        for name in ("cond", "uncond"):
+            if name == "uncond" and 4 <= step < 8:
+                continue
+            with cache_scope(model, state, branch=name):
+                call(model, 1000.0 - 50 * step, x)
+    assert list(state.stats.restarts) == ["the guidance branch was left out of a step"]
+    assert sum(state.stats.restarts.values()) == 1
+    anchors = {name: set(b.histories.anchors) for name, b in state.branches.items()}
+    assert anchors == {"cond": {(0, 1, 2, 6, 10)}, "uncond": {(0, 1, 2)}}  # anew from step 8
+
+
+@pytest.mark.parametrize(("shift", "margin"), [(1.0, 3.0), (3.0, 1.0)])
+def test_beats_the_uniform_interval_at_equal_full_steps(shift, margin):
+    model, _ = load(WEIGHTS)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    pipeline = SimpleNamespace(transformer=model, scheduler=scheduler)
+    noise = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    full = sample(model, scheduler, noise, torch.arange(4), steps=50)
+    decibels = {}
+    for name, schedule in {"adaptive": Adaptive(budget=9), "uniform": Interval(7)}.items():
+        apply_foca_cache(pipeline, FoCaCacheConfig(schedule=schedule))
+        decibels[name] = psnr(sample(model, scheduler, noise, torch.arange(4), steps=50), full)
+        assert foca_cache_stats(model)["full_steps"] == 9
+        remove_foca_cache(model)
+    assert find_hook(model) is None
+    assert decibels["adaptive"] > decibels["uniform"] + margin
