@@ -15,11 +15,13 @@ from foca_dit.api import (
     remove_foca_cache,
 )
 from foca_dit.config import FoCaCacheConfig
+from foca_dit.estimate import CachePlan, plan_foca_cache
 from foca_dit.schedules import FullSteps, Interval, Schedule, StepMask
 from foca_dit.state import CacheState
 
 __all__ = [
     "Adaptive",
+    "CachePlan",
     "CacheState",
     "FoCaCacheConfig",
     "FullSteps",
@@ -29,6 +31,7 @@ __all__ = [
     "apply_foca_cache",
     "cache_scope",
     "foca_cache_stats",
+    "plan_foca_cache",
     "register_adapter",
     "remove_foca_cache",
     "schemes",

@@ -119,7 +119,7 @@ class ModelHook(Hook):
         return "full", "full"
 
     def _cached_output(self, histories: FeatureHistories, run: Any, args: Any, kwargs: Any) -> Any:
-        if histories.due(0):
+        if self.call.mode != "skip":
             output = run(*args, **kwargs)
             histories.commit(0, self._output.note(output, self.call.arguments))
             return output

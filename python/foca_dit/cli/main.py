@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from foca_dit.cli import analyze, calibrate, demo, doctor, schedule, tune
+from foca_dit.cli import analyze, calibrate, demo, doctor, plan, schedule, tune
 
-COMMANDS = (demo, tune, calibrate, analyze, schedule, doctor)
+COMMANDS = (demo, plan, tune, calibrate, analyze, schedule, doctor)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,159 @@
+"""`plan_foca_cache`: what a cache will cost and save, said before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from foca_dit.config import FoCaCacheConfig
+
+if TYPE_CHECKING:
+    from foca_dit.adapters.dry_run import Account
+
+WORTH_IT = 1.2
+"""A smaller ideal speedup is not worth a forecast's error."""
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What one configuration means for one model and call.
+
+    Attributes:
+        model: name of its class.
+        steps: denoising steps of a generation.
+        full_steps: how many of them are computed; None: an adaptive schedule decides as it runs.
+        accounts: per granularity, what is held and multiplied.
+        granularity: the one that the configuration chooses.
+        branches: guidance branches that are separate calls: each has its own histories.
+    """
+
+    model: str
+    steps: int
+    full_steps: int | None
+    accounts: tuple[Account, ...]
+    granularity: str
+    branches: int = 1
+
+    @property
+    def chosen(self) -> Account:
+        """The account of the configured granularity."""
+        return next(a for a in self.accounts if a.granularity == self.granularity)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the histories will hold at the configured granularity."""
+        return self.chosen.nbytes * self.branches
+
+    def flops(self, granularity: str | None = None) -> float:
+        """Operations of a whole generation, one branch; NaN while full steps are unknown."""
+        account = self._account(granularity)
+        if self.full_steps is None:
+            return float("nan")
+        skipped = self.steps - self.full_steps
+        return float(self.full_steps * account.full_flops + skipped * account.skipped_flops)
+
+    def speedup(self, granularity: str | None = None) -> float:
+        """FLOPs without the cache over FLOPs with it: what a kernel without overhead reaches."""
+        return self.steps * self._account(granularity).full_flops / self.flops(granularity)
+
+    @property
+    def warning(self) -> str | None:
+        """Why caching will not pay here, or None if it may."""
+        if self.full_steps is None or self.speedup() >= WORTH_IT:
+            return None
+        return (
+            f"{self.full_steps} of {self.steps} steps are computed, so the speedup is at most "
+            f"{self.speedup():.2f}x: caching does not pay. A model distilled to a few steps has no "
+            "neighbouring steps to forecast from."
+        )
+
+    def __str__(self) -> str:
+        full = "as many as it decides" if self.full_steps is None else str(self.full_steps)
+        lines = [
+            f"{self.model}, {self.steps} steps, full steps: {full}, "
+            f"{self.chosen.full_flops / 1e12:.2f} TFLOPs a step",
+            f"{'granularity':<14}{'histories':>10}{'held':>12}{'ideal speedup':>15}",
+        ]
+        for account in self.accounts:
+            mark = " *" if account.granularity == self.granularity else ""
+            speed = self.speedup(account.granularity)
+            shown = "" if speed != speed else f"{speed:.2f}x"
+            lines.append(
+                f"{account.granularity + mark:<14}{account.features:>10}"
+                f"{_size(account.nbytes * self.branches):>12}{shown:>15}"
+            )
+        return "\n".join([*lines, *([self.warning] if self.warning else [])])
+
+    def _account(self, granularity: str | None) -> Account:
+        name = granularity or self.granularity
+        return next(a for a in self.accounts if a.granularity == name)
+
+
+def plan_foca_cache(
+    model_or_pipeline: Any,
+    inputs: Mapping[str, Any],
+    config: FoCaCacheConfig | None = None,
+    steps: int = 50,
+    branches: int = 1,
+) -> CachePlan:
+    """Says what a cache will hold and save, without running anything.
+
+    The model goes through a full and a skipped step on the meta device, in a copy without storage:
+    any size of model and request will do, and no GPU is touched.
+
+    Args:
+        model_or_pipeline: a supported transformer, on any device, or a pipeline that has one.
+        inputs: the arguments of one call of the transformer; tensors are taken for their shapes
+            and dtypes only, and may be on the meta device.
+        config: how to cache; None: the default preset.
+        steps: denoising steps of a generation.
+        branches: how many calls a step makes (2 for guidance as two calls).
+
+    Raises:
+        TypeError, ValueError: the model is not supported, or has a cache already.
+
+    Example:
+        >>> print(plan_foca_cache(model, {"hidden_states": x, "timestep": t, ...}, steps=28))
+    """
+    from foca_dit.adapters.dry_run import account, on_meta
+    from foca_dit.adapters.hooks import find_hook
+    from foca_dit.adapters.models import find_spec
+
+    model = getattr(model_or_pipeline, "transformer", model_or_pipeline)
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            "plan_foca_cache: argument 'model_or_pipeline': expected a transformer or a pipeline "
+            f"that has one as .transformer, got {type(model_or_pipeline).__name__}"
+        )
+    config = config or FoCaCacheConfig()
+    settings, spec = config.resolve(), find_spec(model)
+    if find_hook(model) is not None:
+        raise ValueError(
+            f"plan_foca_cache: {type(model).__name__} has a cache: call remove_foca_cache first"
+        )
+    for name, value in (("steps", steps), ("branches", branches)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"plan_foca_cache: argument '{name}': expected an integer >= 1, got {value!r}"
+            )
+    empty = on_meta(model)
+    accounts = tuple(account(empty, spec, g, inputs, config) for g in spec.granularities)
+    chosen = settings.granularity
+    if chosen not in spec.granularities:
+        chosen = spec.granularities[0]
+    if settings.schedule.uses_defects:
+        full = getattr(settings.schedule, "budget", None)
+        full = None if full is None else min(full, steps)
+    else:
+        full = len(settings.schedule.full_steps(steps))
+    return CachePlan(type(model).__name__, steps, full, accounts, chosen, branches)
+
+
+def _size(nbytes: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.2f} {unit}"
+    return f"{nbytes / 1e3:.1f} kB"
