@@ -200,9 +200,9 @@ def test_mask_from_a_real_model(dit):
 
 
 def test_factors_of_another_resolution_are_refused(dit):
-    scheme = EOC(schemes.Reuse(), {(0, 1, 2): torch.ones(1, 4, 32)})
+    scheme = EOC(schemes.Reuse(), {(0, 3, 4): torch.ones(1, 4, 32)})
     mask = np.ones((STEPS, 1), dtype=bool)
-    mask[2] = False
+    mask[2] = mask[4] = False
     config = FoCaCacheConfig(scheme=scheme, schedule=StepMask(mask), granularity="stack")
     apply_foca_cache(dit, config)
     with pytest.raises(ValueError, match=r"size \[16, 32\] of feature 0, got \[4, 32\]"):

@@ -2,8 +2,8 @@
 
 The errors of neighbouring steps point the same way, and the sampler adds them up. A weight fitted
 to its own step alone leaves that sum alone: on a uniform interval such plans lost to FoCa, whose
-feedback happens to work against it (docs/tune.md has the figures). So the weights of all skipped
-steps are fitted together, to the least
+feedback happens to work against it (docs/tune.md). So the weights of all skipped steps are fitted
+together, to the least
 
     sum_ij K_ij c_i c_j <err_i, err_j>,     K_ij = (share of the steps still to come at max(i, j))
                                                    + own * delta_ij

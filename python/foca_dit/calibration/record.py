@@ -48,6 +48,7 @@ class Recording(CacheState):
     def __init__(self, config: FoCaCacheConfig, sink: Sink) -> None:
         super().__init__(config, restartable=True)
         self._sink = sink
+        self._warned = True  # a recording skips nothing, and that is no news
 
     @property
     def timesteps(self) -> tuple[float, ...]:
