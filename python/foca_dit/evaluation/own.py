@@ -1,0 +1,149 @@
+"""Rows that need no code of their own: a sampler, or a scheme and a schedule of this project."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+from foca_dit import schemes
+from foca_dit.adaptive import Adaptive
+from foca_dit.api import apply_foca_cache, foca_cache_stats, remove_foca_cache
+from foca_dit.calibration.inflection import inflection_steps
+from foca_dit.calibration.means import record_means
+from foca_dit.config import FoCaCacheConfig
+from foca_dit.evaluation.rival import Rival, uniform
+from foca_dit.evaluation.setting import Outcome, Setting
+from foca_dit.schedules import Schedule
+
+
+def cached(setting: Setting, config: FoCaCacheConfig, **details: Any) -> Outcome:
+    """A generation under one of this project's caches, applied as a user would."""
+    scheduler = setting.euler()
+    pipeline = SimpleNamespace(transformer=setting.model, scheduler=scheduler)
+    apply_foca_cache(pipeline, config)
+    try:
+        drawn = setting.draw(scheduler=scheduler, **details)
+        stats = foca_cache_stats(setting.model)
+    finally:
+        remove_foca_cache(setting.model)
+    if stats["bypasses"] or stats["fallbacks"]:
+        raise RuntimeError(f"eval: the cache was bypassed: {stats['bypasses']}{stats['fallbacks']}")
+    extra = {"granularity": stats["granularity"], "scheme": stats["scheme"]}
+    if stats["schedule"]:
+        extra["taken"] = stats["schedule"]
+    return dataclasses.replace(
+        drawn, details={**drawn.details, **extra}, nbytes=int(stats["nbytes"])
+    )
+
+
+def fewer_steps(setting: Setting, budget: int) -> Outcome:
+    """Euler with as many steps as the budget, no cache."""
+    return setting.draw(steps=budget, sampler="FlowMatchEulerDiscreteScheduler")
+
+
+def dpm_solver(setting: Setting, budget: int) -> Outcome:
+    """DPM-Solver++(2M) in flow form."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    scheduler = DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=setting.shift
+    )
+    return setting.draw(scheduler=scheduler, steps=budget, sampler="DPMSolverMultistepScheduler")
+
+
+def unipc(setting: Setting, budget: int) -> Outcome:
+    """UniPC of order 2 in flow form."""
+    from diffusers import UniPCMultistepScheduler
+
+    scheduler = UniPCMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=setting.shift
+    )
+    return setting.draw(scheduler=scheduler, steps=budget, sampler="UniPCMultistepScheduler")
+
+
+def _uniform(
+    name: str, scheme: schemes.Scheme, granularity: str = "module", time: str = "step"
+) -> Rival:
+    def run(setting: Setting, budget: int) -> Outcome:
+        schedule = uniform(budget, setting.steps)
+        config = FoCaCacheConfig(
+            scheme=scheme, schedule=schedule, granularity=granularity, time=time
+        )
+        detail = {"interval": schedule.interval, "warmup": schedule.warmup, "time": time}
+        return cached(setting, config, **detail)
+
+    return Rival(name, "uniform interval", scheme.citation, run)
+
+
+def goc(setting: Setting, budget: int) -> Outcome:
+    """GOC on FORA, with the inflection set of the calibration samples."""
+    other = setting.calibration()
+
+    def find() -> tuple[int, ...]:
+        return inflection_steps(record_means(setting.model, "module", [other.draw]))
+
+    scheme = schemes.GOC(1.2, setting.remember("inflection", find))
+    schedule = uniform(budget, setting.steps)
+    config = FoCaCacheConfig(scheme=scheme, schedule=schedule, granularity="module", time="step")
+    return cached(setting, config, interval=schedule.interval, warmup=schedule.warmup)
+
+
+def adaptive(setting: Setting, budget: int) -> Outcome:
+    """The default preset on the adaptive interval, held to the budget."""
+    return cached(setting, FoCaCacheConfig(schedule=Adaptive(budget=budget)))
+
+
+def placed(setting: Setting, schedule: Schedule, granularity: str, **details: Any) -> Outcome:
+    """Reuse on a schedule of a rival's."""
+    config = FoCaCacheConfig(scheme=schemes.Reuse(), schedule=schedule, granularity=granularity)
+    return cached(setting, config, **details)
+
+
+_SOLVER = "as many evaluations as the budget, no cache; diffusers' "
+
+SOLVERS = (
+    Rival("fewer steps", "no cache", _SOLVER + "FlowMatchEulerDiscreteScheduler", fewer_steps),
+    Rival(
+        "DPM-Solver++(2M)",
+        "no cache",
+        _SOLVER + "DPMSolverMultistepScheduler with use_flow_sigmas; Lu et al., arXiv:2211.01095",
+        dpm_solver,
+    ),
+    Rival(
+        "UniPC-2",
+        "no cache",
+        _SOLVER + "UniPCMultistepScheduler with use_flow_sigmas; Zhao et al., arXiv:2302.04867",
+        unipc,
+    ),
+)
+
+UNIFORM = (
+    _uniform("reuse (FORA)", schemes.Reuse()),
+    _uniform("TaylorSeer-1", schemes.TaylorSeer(order=1)),
+    _uniform("TaylorSeer-2", schemes.TaylorSeer(order=2)),
+    _uniform("TaylorSeer-3", schemes.TaylorSeer(order=3)),
+    _uniform("TaylorSeer-1, output only", schemes.TaylorSeer(order=1), granularity="output"),
+    _uniform("BDF2 alone, rolling (= AB-Cache-2)", schemes.BDF2()),
+    _uniform("BDF2 alone, frozen slope", schemes.BDF2(reading="frozen")),
+    _uniform("AB-Cache-3", schemes.AdamsBashforth(order=3)),
+    _uniform("HiCache-2", schemes.HiCache(order=2)),
+    Rival("GOC", "uniform interval", schemes.GOC.citation + "; eta 1.2 as published for FORA", goc),
+    _uniform("FoCa, rolling (paper, c = 1)", schemes.FoCa(reading="rolling", feedback=1.0)),
+    _uniform("FoCa, anchored", schemes.FoCa(reading="anchored")),
+    _uniform("FoCa, c = 1/2", schemes.FoCa(reading="rolling", feedback=0.5)),
+    _uniform(
+        "FoCa, c = 1/2, output only",
+        schemes.FoCa(reading="rolling", feedback=0.5),
+        granularity="output",
+    ),
+)
+
+ADAPTIVE = (
+    Rival(
+        "FoCa, adaptive interval",
+        "adaptive",
+        "the preset `default` with schedule=Adaptive(budget=..); docs/method.md, The controller",
+        adaptive,
+    ),
+)

@@ -1,0 +1,313 @@
+"""Runs the rows one by one and keeps each as it comes, so that a run can be cut and resumed."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foca_dit.analysis.metrics import psnr
+from foca_dit.evaluation.installed import INSTALLED
+from foca_dit.evaluation.judge import Judge
+from foca_dit.evaluation.masked import MASKED
+from foca_dit.evaluation.metrics import SSIM_WINDOW, ssim
+from foca_dit.evaluation.online import ONLINE
+from foca_dit.evaluation.own import ADAPTIVE, SOLVERS, UNIFORM
+from foca_dit.evaluation.placed import PLACED
+from foca_dit.evaluation.rival import Rival
+from foca_dit.evaluation.setting import Absent, Outcome, Setting
+from foca_dit.tuned import write_whole
+
+RIVALS: tuple[Rival, ...] = (
+    *SOLVERS,
+    *UNIFORM,
+    *ADAPTIVE,
+    *ONLINE,
+    *MASKED,
+    *PLACED,
+    *INSTALLED,
+)
+
+FULL = "full run"
+FORMAT = "foca-eval"
+PACKAGES = ("torch", "diffusers", "cache-dit")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured.
+
+    Attributes:
+        budgets: full steps.
+        images: per seed.
+        seeds: of the noise.
+        shifts: of the flow schedule.
+        steps: denoising steps of the full run.
+        guidance_scale: classifier-free guidance; 1: none.
+        reference_steps: steps of the run that `psnr_reference` compares with; None: no such run.
+        rivals: the rows.
+    """
+
+    budgets: tuple[int, ...] = (18, 12, 9)
+    images: int = 32
+    seeds: tuple[int, ...] = (0,)
+    shifts: tuple[float, ...] = (1.0,)
+    steps: int = 50
+    guidance_scale: float = 1.0
+    reference_steps: int | None = None
+    rivals: tuple[Rival, ...] = RIVALS
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot work before anything is computed."""
+        for name, values, least in (
+            ("images", [self.images], 2),
+            ("budgets", self.budgets, 1),
+            ("steps", [self.steps], 3),
+            ("reference_steps", [self.reference_steps or 1], 1),
+        ):
+            if not values or min(values) < least:
+                raise ValueError(
+                    f"eval: argument '{name}': expected at least {least}, got {values}"
+                )
+        if max(self.budgets) >= self.steps:
+            raise ValueError(
+                f"eval: argument 'budgets': expected fewer than {self.steps} steps, "
+                f"got {max(self.budgets)}"
+            )
+        if not self.rivals:
+            raise ValueError("eval: argument 'rivals': expected at least one row, got none")
+
+    def rows(self) -> Iterator[tuple[Rival | None, Row]]:
+        """All rows with what identifies them; the full run comes before the rivals it judges."""
+        for shift in self.shifts:
+            for seed in self.seeds:
+                key = {
+                    "shift": shift,
+                    "seed": seed,
+                    "steps": self.steps,
+                    "images": self.images,
+                    "guidance_scale": self.guidance_scale,
+                    "reference_steps": self.reference_steps,
+                }
+                yield None, {**key, "row": FULL, "budget": self.steps}
+                for rival in self.rivals:
+                    for budget in self.budgets:
+                        yield rival, {**key, "row": rival.name, "budget": budget}
+
+
+class Results:
+    """The rows of a JSON file; written anew, whole, after each one.
+
+    Args:
+        path: the file.
+        model: what identifies the model, so that rows of another one are refused.
+        fresh: forget the rows that the file has.
+
+    Raises:
+        ValueError: the file is another kind of file, or about another model.
+    """
+
+    def __init__(self, path: Path, model: str, fresh: bool = False) -> None:
+        self.path, self.model = path, model
+        self.rows: list[Row] = []
+        if path.exists() and not fresh:
+            data = read(path)
+            if data["model"] != model:
+                raise ValueError(
+                    f"eval: {path} holds rows of another model ({data['model']}): name another "
+                    "file, or forget them with --fresh"
+                )
+            self.rows = data["rows"]
+
+    def known(self, key: Row) -> bool:
+        """Whether a row is there."""
+        return any(all(row.get(name) == value for name, value in key.items()) for row in self.rows)
+
+    def add(self, row: Row) -> None:
+        """Keeps a row."""
+        self.rows.append(row)
+        data = {"format": FORMAT, "model": self.model, "rows": self.rows}
+        write_whole(self.path, json.dumps(data, indent=1) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file of results.
+
+    Raises:
+        ValueError: it is none.
+    """
+    data = json.loads(path.read_text())
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ValueError(f"eval: expected {path} to be a file of `foca-dit eval`")
+    return data
+
+
+def run(
+    model: torch.nn.Module,
+    plan: Plan,
+    results: Results,
+    judge: Judge | None = None,
+    report: Callable[[str], Any] | None = None,
+    tick: Callable[[], Any] | None = None,
+) -> None:
+    """Measures what the results do not hold yet.
+
+    Args:
+        model: `DiTTransformer2DModel`, without a cache.
+        plan: what to measure.
+        results: where rows go.
+        judge: scores against the data; None: those columns stay empty.
+        report: called with the name of every row before it runs.
+        tick: called after every row, measured now or before.
+    """
+    memories: dict[float, dict[str, Any]] = {shift: {} for shift in plan.shifts}
+    bench: tuple[Any, Setting, torch.Tensor, torch.Tensor | None] | None = None
+    sources = environment()
+    for rival, key in plan.rows():
+        if not results.known(key):
+            if report is not None:
+                name = f"{key['row']}, {key['budget']} full steps"
+                report(name if rival is not None else "full run")
+            place = (key["shift"], key["seed"])
+            if bench is None or bench[0] != place:
+                setting = Setting(
+                    model,
+                    key["shift"],
+                    plan.steps,
+                    plan.guidance_scale,
+                    key["seed"],
+                    plan.images,
+                    memories[key["shift"]],
+                )
+                started = setting.draw()
+                far = _reference(setting, plan.reference_steps, results.model)
+                if rival is None:
+                    row = _row(started, started.images, far, setting, judge)
+                    results.add({**key, **row, "group": FULL, "environment": sources})
+                bench = (place, setting, started.images, far)
+            if rival is not None:
+                _, setting, full, far = bench
+                row = _measure(rival, key["budget"], setting, full, far, judge)
+                results.add({**key, **row, "group": rival.group, "environment": sources})
+        if tick is not None:
+            tick()
+
+
+def _measure(
+    rival: Rival,
+    budget: int,
+    setting: Setting,
+    full: torch.Tensor,
+    far: torch.Tensor | None,
+    judge: Judge | None,
+) -> Row:
+    try:
+        outcome = rival.run(setting, budget)
+    except Absent as reason:
+        return {"absent": str(reason)}
+    return _row(outcome, full, far, setting, judge)
+
+
+def _row(
+    outcome: Outcome,
+    full: torch.Tensor,
+    far: torch.Tensor | None,
+    setting: Setting,
+    judge: Judge | None,
+) -> Row:
+    images, cost, count = outcome.images, outcome.cost, len(outcome.images)
+    row: Row = {
+        "full_steps": cost.full_steps / outcome.batches,
+        "attention_steps": cost.attention / max(cost.blocks, 1) / outcome.batches,
+        "psnr": psnr(images, full),
+        "gflops_per_image": cost.flops / count / 1e9,
+        "seconds": cost.seconds,
+        "nbytes": outcome.nbytes,
+        "details": outcome.details,
+    }
+    if min(images.shape[2:]) >= SSIM_WINDOW:
+        row["ssim"] = ssim(images, full)
+    if far is not None:
+        row["psnr_reference"] = psnr(images, far)
+    if judge is not None:
+        row |= judge.scores(images, setting.labels)
+    return {name: _plain(value) for name, value in row.items()}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity: equal images have no PSNR."""
+    return None if isinstance(value, float) and value == float("inf") else value
+
+
+def _reference(setting: Setting, steps: int | None, model: str) -> torch.Tensor | None:
+    """The same noise in many more steps; kept in the user's cache directory, for it is slow."""
+    if steps is None:
+        return None
+    parts = (model, setting.shift, steps, setting.guidance_scale, setting.seed, setting.images)
+    file = cache_folder() / ("eval-" + "-".join(str(part) for part in parts) + ".pt")
+    if file.exists():
+        kept: torch.Tensor = torch.load(file, weights_only=True)
+        return kept
+    images = setting.draw(steps=steps).images
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}.part")
+    try:
+        torch.save(images.clone(), part)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+    return images
+
+
+def cache_folder() -> Path:
+    """Where slow reference runs are kept: $XDG_CACHE_HOME/foca-dit, or ~/.cache/foca-dit."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "foca-dit"
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """Tells models apart: class, number of parameters, and the sum of all of them."""
+    total = sum(float(p.detach().double().sum()) for p in model.parameters())
+    count = sum(p.numel() for p in model.parameters())
+    return f"{type(model).__name__}-{count}-{total:.6g}"
+
+
+def environment() -> dict[str, Any]:
+    """Where a row was measured."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        **versions,
+    }
+
+
+def choose(names: Sequence[str]) -> tuple[Rival, ...]:
+    """The rows whose names contain one of these words, whatever the case.
+
+    Raises:
+        ValueError: a word that is in no name; the message lists all names.
+    """
+    for word in names:
+        if not any(word.lower() in rival.name.lower() for rival in RIVALS):
+            listed = ", ".join(rival.name for rival in RIVALS)
+            raise ValueError(
+                f"eval: argument '--rows': expected words out of: {listed}; got {word!r}"
+            )
+    return tuple(r for r in RIVALS if any(word.lower() in r.name.lower() for word in names))

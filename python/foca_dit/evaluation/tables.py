@@ -1,0 +1,174 @@
+"""Rows as text: a table per setting, one line per rival, averages over seeds."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from foca_dit.evaluation.suite import FULL, Row
+from foca_dit.tuned import write_whole
+
+MARKERS = re.compile(r"(<!-- eval:begin -->\n).*?(<!-- eval:end -->)", re.DOTALL)
+
+Lines = list[list[str]]
+
+
+def settings(rows: Iterable[Row]) -> list[tuple[Any, ...]]:
+    """The settings that rows were measured in, in their order."""
+    return list(dict.fromkeys(_setting(row) for row in rows))
+
+
+def _setting(row: Row) -> tuple[Any, ...]:
+    return row["shift"], row["steps"], row["images"], row["guidance_scale"]
+
+
+def quality(rows: Sequence[Row]) -> Lines:
+    """PSNR (and its spread over seeds) by budget, the best at the smallest budget first.
+
+    Args:
+        rows: of one setting.
+    """
+    budgets = _budgets(rows)
+    head = ["row", *(f"{budget} full steps: PSNR" for budget in budgets)]
+    lines = []
+    for name in _names(rows):
+        cells, order = [], []
+        for budget in budgets:
+            chosen = _chosen(rows, name, budget)
+            values = [row["psnr"] for row in chosen if row.get("psnr") is not None]
+            if not values:
+                cells.append("-")
+                order.append(-math.inf)
+                continue
+            mean = statistics.fmean(values)
+            steps = statistics.fmean(row["full_steps"] for row in chosen)
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            counted = "" if abs(steps - budget) < 0.05 else f" ({steps:.1f})"
+            cells.append(f"{mean:.1f}{spread}{counted}")
+            order.append(mean)
+        if any(cell != "-" for cell in cells):
+            lines.append((order, [name, *cells]))
+    lines.sort(key=lambda line: tuple(reversed(line[0])), reverse=True)
+    return [head, *(line for _, line in lines)]
+
+
+COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("full steps", "full_steps", "{:.1f}".format),
+    ("PSNR dB", "psnr", "{:.1f}".format),
+    ("SSIM", "ssim", "{:.4f}".format),
+    ("PSNR to the long run", "psnr_reference", "{:.1f}".format),
+    ("classifier-FID", "classifier_fid", "{:.2f}".format),
+    ("classifier-IS", "classifier_is", "{:.2f}".format),
+    ("class accuracy", "accuracy", "{:.1%}".format),
+    ("GFLOPs/image", "gflops_per_image", "{:.2f}".format),
+    ("seconds", "seconds", "{:.1f}".format),
+    ("cache MB", "nbytes", lambda value: f"{value / 1e6:.2f}"),
+)
+
+
+def everything(rows: Sequence[Row], budget: int) -> Lines:
+    """All metrics at one budget, the full run on top, the rest by PSNR.
+
+    Args:
+        rows: of one setting.
+        budget: of full steps.
+    """
+    columns = [c for c in COLUMNS if any(row.get(c[1]) is not None for row in rows)]
+    lines = []
+    for name in [FULL, *_names(rows)]:
+        chosen = [r for r in _chosen(rows, name, None if name == FULL else budget) if "psnr" in r]
+        if not chosen:
+            continue
+        cells = []
+        for _, key, show in columns:
+            values = [row[key] for row in chosen if row.get(key) is not None]
+            cells.append(show(statistics.fmean(values)) if values else "-")
+        psnrs = [row["psnr"] for row in chosen if row["psnr"] is not None]
+        order = math.inf if name == FULL else statistics.fmean(psnrs or [0.0])
+        lines.append((order, [name, *cells]))
+    lines.sort(key=lambda line: line[0], reverse=True)
+    return [["row", *(title for title, _, _ in columns)], *(line for _, line in lines)]
+
+
+def absent(rows: Sequence[Row]) -> list[str]:
+    """Why rows are missing, one line each."""
+    reasons: dict[tuple[str, str], list[int]] = {}
+    for row in rows:
+        if "absent" in row:
+            budgets = reasons.setdefault((row["row"], row["absent"]), [])
+            if row["budget"] not in budgets:
+                budgets.append(row["budget"])
+    return [
+        f"{name} ({', '.join(map(str, budgets))}): {why}"
+        for (name, why), budgets in reasons.items()
+    ]
+
+
+def as_text(lines: Lines) -> str:
+    """Aligned columns."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    shown = [
+        line[0].ljust(widths[0])
+        + "".join(f"  {cell.rjust(w)}" for cell, w in zip(line[1:], widths[1:], strict=True))
+        for line in lines
+    ]
+    return "\n".join([shown[0], "-" * len(shown[0]), *shown[1:]])
+
+
+def as_markdown(lines: Lines) -> str:
+    """A Markdown table."""
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([rows[0], "|" + " --- |" * len(lines[0]), *rows[1:]])
+
+
+def report(rows: Sequence[Row], table: Callable[[Lines], str] = as_text) -> str:
+    """All tables of all settings."""
+    parts = []
+    for setting in settings(rows):
+        chosen = [row for row in rows if _setting(row) == setting]
+        shift, steps, images, guidance = setting
+        seeds = len({row["seed"] for row in chosen})
+        where = chosen[-1]["environment"]
+        parts.append(
+            f"{steps} steps, shift {shift:g}, guidance {guidance:g}, {images} images, "
+            f"{seeds} seed{'s' * (seeds > 1)}; {where['threads']} threads, torch {where['torch']}, "
+            f"diffusers {where['diffusers']}, cache-dit {where['cache-dit']}, {where['date']}. In "
+            "brackets: full steps as counted, where they are not the budget."
+        )
+        parts.append(table(quality(chosen)))
+        for budget in _budgets(chosen):
+            parts += [f"All metrics at {budget} full steps:", table(everything(chosen, budget))]
+        if missing := absent(chosen):
+            parts.append("Absent:\n\n" + "\n".join(f"- {line}" for line in missing))
+    return "\n\n".join(parts)
+
+
+def write_into(page: Path, rows: Sequence[Row]) -> None:
+    """Puts the tables between the markers of a Markdown page.
+
+    Raises:
+        ValueError: the page has no markers.
+    """
+    text = page.read_text()
+    if not MARKERS.search(text):
+        raise ValueError(
+            f"eval: expected {page} to have the lines <!-- eval:begin --> and <!-- eval:end -->"
+        )
+    tables = report(rows, as_markdown)
+    write_whole(page, MARKERS.sub(lambda found: f"{found[1]}{tables}\n{found[2]}", text))
+
+
+def _budgets(rows: Sequence[Row]) -> list[int]:
+    return sorted({row["budget"] for row in rows if row["row"] != FULL}, reverse=True)
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["row"] for row in rows if row["row"] != FULL))
+
+
+def _chosen(rows: Sequence[Row], name: str, budget: int | None) -> list[Row]:
+    return [row for row in rows if row["row"] == name and budget in (None, row["budget"])]
