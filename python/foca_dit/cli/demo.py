@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache, schemes
+from foca_dit import (
+    Adaptive,
+    FoCaCacheConfig,
+    Interval,
+    apply_foca_cache,
+    foca_cache_stats,
+    remove_foca_cache,
+    schemes,
+)
 from foca_dit.analysis.metrics import psnr
 from foca_dit.analysis.sampling import sample
 from foca_dit.config import GRANULARITIES
@@ -20,6 +28,7 @@ SCHEMES: dict[str, schemes.Scheme] = {
     "TaylorSeer-1": schemes.TaylorSeer(order=1),
     "FoCa": schemes.FoCa(reading="rolling", feedback=0.5),
 }
+ADAPTIVE = "FoCa adaptive"
 DEFAULT_MODEL = Path("examples/fashion_dit/weights")
 
 
@@ -43,9 +52,10 @@ def add_to(commands: Any) -> None:
         "demo",
         help="sample garments with and without the cache: a table and a picture",
         description="Samples the same garments from the small trained Diffusion Transformer in "
-        "examples/fashion_dit: once computing every step, then with each scheme and interval. The "
-        "table says how close the images stay to the full run (PSNR, higher is closer) and how "
-        "much faster they come, beside the ideal (steps / full steps). The picture shows them.",
+        "examples/fashion_dit: once computing every step, then with each scheme and interval, and "
+        f"with as many full steps where the adaptive interval puts them ({ADAPTIVE}). The table "
+        "says how close the images stay to the full run (PSNR, higher is closer) and how much "
+        "faster they come, beside the ideal (steps / full steps). The picture shows them.",
     )
     parser.add_argument(
         "--model",
@@ -132,8 +142,10 @@ def measure(model: torch.nn.Module, scheduler: Any, args: argparse.Namespace) ->
         (name, granularity, interval)
         for granularity in args.granularity
         for interval in args.intervals
-        for name in SCHEMES
+        for name in (*SCHEMES, ADAPTIVE)
     ]
+    scheduler.set_timesteps(args.steps)
+    timesteps = scheduler.timesteps.tolist()
     rows: list[Row] = []
     sample(model, scheduler, noise, labels, steps=2)  # warm up threads and caches
     with tqdm(total=(1 + len(settings)) * args.steps, unit="step", leave=False) as bar:
@@ -153,10 +165,7 @@ def measure(model: torch.nn.Module, scheduler: Any, args: argparse.Namespace) ->
         rows.append(Row("full", "-", 1, args.steps, seconds, float("inf"), 0.0, full))
         for name, granularity, interval in settings:
             bar.set_description(f"{name}, {granularity}, N = {interval}")
-            config = FoCaCacheConfig(
-                scheme=SCHEMES[name], cache_interval=interval, granularity=granularity
-            )
-            apply_foca_cache(model, config)
+            apply_foca_cache(model, _config(name, granularity, interval, timesteps))
             images, seconds = timed()
             stats = foca_cache_stats(model)
             remove_foca_cache(model)
@@ -175,14 +184,28 @@ def measure(model: torch.nn.Module, scheduler: Any, args: argparse.Namespace) ->
     return rows
 
 
+def _config(name: str, granularity: str, interval: int, timesteps: list[float]) -> FoCaCacheConfig:
+    """A scheme on the uniform interval, or the default preset with as many full steps."""
+    if name in SCHEMES:
+        return FoCaCacheConfig(
+            preset="paper",
+            scheme=SCHEMES[name],
+            cache_interval=interval,
+            granularity=granularity,
+        )
+    budget = len(Interval(interval).full_steps(len(timesteps)))
+    schedule = Adaptive(budget=budget, first=min(2, budget), timesteps=timesteps)
+    return FoCaCacheConfig(schedule=schedule, granularity=granularity)
+
+
 def table(rows: list[Row], images: int, steps: int) -> str:
     """The measured rows as text."""
-    head = f"{'scheme':<13}{'caches':<8}{'N':>3}{'full steps':>12}{'PSNR dB':>9}"
+    head = f"{'scheme':<15}{'caches':<8}{'N':>3}{'full steps':>12}{'PSNR dB':>9}"
     head += f"{'s/image':>9}{'speedup':>9}{'ideal':>7}{'cache MB':>10}"
     lines = [head, "-" * len(head)]
     for row in rows:
         lines.append(
-            f"{row.scheme:<13}{row.granularity:<8}{row.interval:>3}{row.full_steps:>12}"
+            f"{row.scheme:<15}{row.granularity:<8}{row.interval:>3}{row.full_steps:>12}"
             f"{row.psnr:>9.1f}{row.seconds / images:>9.4f}"
             f"{rows[0].seconds / row.seconds:>8.2f}x{steps / row.full_steps:>6.2f}x"
             f"{row.cache_mb:>10.1f}"
