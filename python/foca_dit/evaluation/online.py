@@ -183,6 +183,12 @@ def magcache(setting: Setting, budget: int) -> Outcome:
 
 def front_threshold(setting: Setting, budget: int, front: int = 1) -> float:
     """DBCache's threshold for a budget, a skipped step costing its front blocks."""
+    return float(
+        setting.remember(f"front {front} {budget}", lambda: _front(setting, budget, front))
+    )
+
+
+def _front(setting: Setting, budget: int, front: int) -> float:
     fronts = trace(setting).fronts
     blocks: Any = setting.model.transformer_blocks
     distances = _distances(setting, fronts)
@@ -194,7 +200,9 @@ def front_threshold(setting: Setting, budget: int, front: int = 1) -> float:
                 latest, full = step, full + 1
         return full + (setting.steps - full) * front / len(blocks)
 
-    return threshold_for(count, budget)
+    return _checked(
+        setting, lambda threshold: DBCache(threshold, front), threshold_for(count, budget), budget
+    )
 
 
 def _distances(setting: Setting, fronts: list[torch.Tensor]) -> list[list[float]]:
@@ -207,7 +215,7 @@ def _distances(setting: Setting, fronts: list[torch.Tensor]) -> list[list[float]
 
 def dbcache(setting: Setting, budget: int) -> Outcome:
     """DBCache F1B0."""
-    threshold = _checked(setting, DBCache, front_threshold(setting, budget), budget)
+    threshold = front_threshold(setting, budget)
     return under_rule(setting, DBCache(threshold), threshold=threshold, front=1)
 
 

@@ -8,23 +8,30 @@ from typing import Any
 
 from foca_dit import schemes
 from foca_dit.adaptive import Adaptive
-from foca_dit.api import apply_foca_cache, foca_cache_stats, remove_foca_cache
+from foca_dit.api import apply_foca_cache, cache_scope, foca_cache_stats, remove_foca_cache
 from foca_dit.calibration.inflection import inflection_steps
 from foca_dit.calibration.means import record_means
 from foca_dit.config import FoCaCacheConfig
 from foca_dit.evaluation.rival import Rival, uniform
 from foca_dit.evaluation.setting import Outcome, Setting
 from foca_dit.schedules import Schedule
+from foca_dit.state import CacheState
 
 
 def cached(setting: Setting, config: FoCaCacheConfig, **details: Any) -> Outcome:
-    """A generation under one of this project's caches, applied as a user would."""
+    """A generation under one of this project's caches.
+
+    With a state of its own, so that a schedule may skip the second step: a model left alone with
+    its cache computes that one, to be sure how many calls make a step.
+    """
     scheduler = setting.euler()
     pipeline = SimpleNamespace(transformer=setting.model, scheduler=scheduler)
     apply_foca_cache(pipeline, config)
     try:
-        drawn = setting.draw(scheduler=scheduler, **details)
-        stats = foca_cache_stats(setting.model)
+        state = CacheState(config)
+        with cache_scope(setting.model, state):
+            drawn = setting.draw(scheduler=scheduler, begin=state.reset, **details)
+        stats = foca_cache_stats(setting.model, state)
     finally:
         remove_foca_cache(setting.model)
     if stats["bypasses"] or stats["fallbacks"]:

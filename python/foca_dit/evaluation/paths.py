@@ -7,12 +7,14 @@ step i in full and reuses until j. A path of B edges from 0 to S is a schedule o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from foca_dit.evaluation.setting import Absent
 
 Edges = Mapping[tuple[int, int], float]
-Key = TypeVar("Key", float, tuple[float, ...])
+Key = TypeVar("Key")
+Reached = dict[int, tuple[Any, tuple[int, ...]]]
+"""By node: the best key, and the full steps of the path to it."""
 
 
 def lexicographic_minimax(edges: Edges, steps: int, budget: int) -> list[int]:
@@ -36,7 +38,8 @@ def lexicographic_minimax(edges: Edges, steps: int, budget: int) -> list[int]:
     def add(path: tuple[float, ...], error: float) -> tuple[float, ...]:
         return tuple(sorted((*path, error), reverse=True))
 
-    return _best(edges, steps, budget, (), add)
+    nothing: tuple[float, ...] = ()
+    return _best(edges, steps, budget, nothing, add)
 
 
 def shortest(edges: Edges, steps: int, budget: int, power: float) -> list[int]:
@@ -58,11 +61,11 @@ def _best(
     into: dict[int, list[tuple[int, float]]] = {}
     for (start, stop), error in edges.items():
         into.setdefault(stop, []).append((start, error))
-    reached: dict[int, tuple[Key, tuple[int, ...]]] = {0: (empty, ())}
+    reached: Reached = {0: (empty, ())}
     for _ in range(budget):
-        following: dict[int, tuple[Key, tuple[int, ...]]] = {}
+        following: Reached = {}
         for stop, sources in into.items():
-            options: list[tuple[Key, tuple[int, ...]]] = [
+            options = [
                 (add(reached[start][0], error), (*reached[start][1], start))
                 for start, error in sources
                 if start in reached

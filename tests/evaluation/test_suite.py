@@ -1,0 +1,183 @@
+"""Rows are written one by one; a run that was cut goes on; tables say what rows hold."""
+
+import json
+
+import pytest
+import torch
+
+from foca_dit.cli.main import main
+from foca_dit.evaluation import suite, tables
+from foca_dit.evaluation.judge import load_judge
+from foca_dit.evaluation.rival import Rival
+from foca_dit.evaluation.setting import Absent
+
+ROWS = suite.choose(["fewer", "reuse", "L2C"])
+
+
+@pytest.fixture
+def plan():
+    return suite.Plan(
+        budgets=(5, 4), images=2, seeds=(0, 1), steps=12, rivals=ROWS, reference_steps=20
+    )
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_rows_and_tables(dit, plan, tmp_path):
+    results = suite.Results(tmp_path / "rows.json", "model")
+    suite.run(dit, plan, results)
+    assert [row for _, row in plan.rows()] == [
+        {key: row[key] for key in ("shift", "seed", "steps", "images", "guidance_scale")}
+        | {key: row[key] for key in ("reference_steps", "row", "budget")}
+        for row in results.rows
+    ]
+    full, fewer = results.rows[0], results.rows[1]
+    assert full["psnr"] is None  # infinite: it is the reference
+    assert full["ssim"] == pytest.approx(1)
+    assert 0 < fewer["psnr"] < 100
+    assert fewer["full_steps"] == 5
+    assert fewer["psnr_reference"] < full["psnr_reference"]
+    missing = [row for row in results.rows if "absent" in row]
+    assert {row["row"] for row in missing} == {"L2C-style mask"}
+    text = tables.report(results.rows)
+    assert "fewer steps" in text
+    assert " ± " in text  # two seeds
+    assert "L2C-style mask (5, 4): computes every second step" in text
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- eval:begin -->\nold\n<!-- eval:end -->\nb\n")
+    tables.write_into(page, results.rows)
+    assert page.read_text().startswith("a\n<!-- eval:begin -->\n12 steps")
+    assert page.read_text().endswith("<!-- eval:end -->\nb\n")
+    assert "old" not in page.read_text()
+
+
+def test_a_run_that_was_cut_goes_on(dit, plan, tmp_path):
+    file, calls = tmp_path / "rows.json", []
+
+    def cut(setting, budget):
+        calls.append((setting.seed, budget))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return setting.draw(steps=budget)
+
+    plan = suite.Plan(budgets=(5, 4), images=2, steps=12, rivals=(Rival("cut", "", "", cut),))
+    with pytest.raises(KeyboardInterrupt):
+        suite.run(dit, plan, suite.Results(file, "model"))
+    kept = json.loads(file.read_text())["rows"]
+    assert [row["budget"] for row in kept] == [12, 5]
+    ticks = []
+    suite.run(dit, plan, suite.Results(file, "model"), tick=lambda: ticks.append(1))
+    assert calls == [(0, 5), (0, 4), (0, 4)]
+    assert len(ticks) == 3
+    rows = json.loads(file.read_text())["rows"]
+    assert rows[:2] == kept
+    assert len(rows) == 3
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_long_run_is_drawn_once(dit, plan, tmp_path, monkeypatch):
+    plan = suite.Plan(
+        budgets=(5,), images=2, steps=12, rivals=suite.choose(["fewer"]), reference_steps=20
+    )
+    suite.run(dit, plan, suite.Results(tmp_path / "a.json", "model"))
+    (kept,) = suite.cache_folder().glob("*.pt")
+    monkeypatch.setattr(torch, "save", None)
+    suite.run(dit, plan, suite.Results(tmp_path / "b.json", "model"))
+    a, b = (json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in "ab")
+    assert [row["psnr_reference"] for row in a] == [row["psnr_reference"] for row in b]
+    assert kept.exists()
+
+
+def test_rows_of_another_model_are_refused(dit, tmp_path):
+    file = tmp_path / "rows.json"
+    suite.Results(file, "one").add({"row": "x"})
+    with pytest.raises(ValueError, match="rows of another model"):
+        suite.Results(file, "two")
+    assert suite.Results(file, "two", fresh=True).rows == []
+    file.write_text("[]")
+    with pytest.raises(ValueError, match="to be a file of `foca-dit eval`"):
+        suite.Results(file, "one")
+
+
+@pytest.mark.parametrize(
+    "bad", [{"images": 1}, {"budgets": (0,)}, {"budgets": (50,)}, {"steps": 2}, {"rivals": ()}]
+)
+def test_plans_that_cannot_work_are_refused(bad):
+    with pytest.raises(ValueError, match=f"argument '{next(iter(bad))}'|argument 'budgets'"):
+        suite.Plan(**bad)
+
+
+def test_rows_are_chosen_by_words():
+    assert {rival.name for rival in suite.choose(["unipc", "LEMICA"])} == {"UniPC-2", "LeMiCa"}
+    with pytest.raises(ValueError, match="expected words out of"):
+        suite.choose(["nonsense"])
+
+
+def test_fingerprints_tell_models_apart(dit):
+    before = suite.fingerprint(dit)
+    with torch.no_grad():
+        dit.proj_out_2.bias.add_(1)
+        changed = suite.fingerprint(dit)
+        dit.proj_out_2.bias.sub_(1)
+    assert before != changed
+
+
+def test_the_command_refuses_what_cannot_work(tmp_path, capsys):
+    assert main(["eval", "--list"]) == 0
+    assert "arXiv:2411.19108" in capsys.readouterr().out  # TeaCache, with its source
+    assert main(["eval", "--out", str(tmp_path / "none/rows.json")]) == 2
+    assert "a folder that exists" in capsys.readouterr().err
+    assert main(["eval", "--seeds", "0", "--out", str(tmp_path / "rows.json")]) == 2
+    assert "argument --seeds" in capsys.readouterr().err
+
+
+@pytest.fixture
+def shipped(monkeypatch, request):
+    root = request.config.rootpath
+    monkeypatch.chdir(root)
+    return root / "examples/fashion_dit"
+
+
+def test_the_command_on_the_shipped_model(shipped, tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    argv = ["eval", "--images", "2", "--seeds", "1", "--steps", "6", "--budgets", "3"]
+    assert main([*argv, "--rows", "fewer", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "classifier-FID" in shown
+    assert "All metrics at 3 full steps" in shown
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == 2
+    assert 0 <= rows[1]["accuracy"] <= 1
+
+
+def test_the_shipped_reference_is_of_real_images(shipped):
+    """Noise is far from it; the distance of the statistics to themselves is 0."""
+    from foca_dit.evaluation.metrics import frechet_distance
+
+    judge = load_judge(shipped)
+    assert judge.mean.shape == (128,)
+    scale = float(judge.cov.trace())
+    itself = frechet_distance(judge.mean, judge.cov, judge.mean, judge.cov)
+    assert itself == pytest.approx(0, abs=1e-5 * scale)
+    noise = torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    scores = judge.scores(noise, torch.zeros(64, dtype=torch.long))
+    assert scores["classifier_fid"] > scale
+    assert 1 <= scores["classifier_is"] <= 10
+
+
+def test_a_judge_that_is_not_there_is_said_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"classifier\.py"):
+        load_judge(tmp_path)
+
+
+def test_absent_is_not_an_error_of_the_run(dit, tmp_path):
+    def nothing(setting, budget):
+        raise Absent("not today")
+
+    plan = suite.Plan(budgets=(5,), images=2, steps=12, rivals=(Rival("no", "", "", nothing),))
+    results = suite.Results(tmp_path / "rows.json", "model")
+    suite.run(dit, plan, results)
+    assert results.rows[-1]["absent"] == "not today"
