@@ -1,20 +1,11 @@
 """Backends as parameters: every test of an operator runs on each backend and device there is.
 
 Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before Triton is
-imported: that is why this file sets an environment variable before anything else.
+imported: tests/conftest.py does.
 """
 
-import os
-
-# On a machine with other work to do, spinning OpenMP threads make small tests ten times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import pytest
+import torch
 from backends import BACKENDS, Backend, find_backend
 
 FOUND = {name: find_backend(name) for name in BACKENDS}
