@@ -43,14 +43,14 @@ def apply_foca_cache(
 
     Raises:
         TypeError: a model that is not supported.
-        ValueError: the model already has a cache, or cannot cache at this granularity, or is not
-            the one that the configuration's plan was tuned for.
+        ValueError: the model already has a cache, ours or one of diffusers', or cannot cache at
+            this granularity, or is not the one that the configuration's plan was tuned for.
 
     Example:
         >>> apply_foca_cache(pipe, FoCaCacheConfig(cache_interval=5))
         >>> image = pipe(prompt).images[0]
     """
-    from foca_dit.adapters import hooks, install
+    from foca_dit.adapters import hooks, install, registry
 
     config = config or FoCaCacheConfig()
     model, scheduler = _transformer(model_or_pipeline)
@@ -70,6 +70,12 @@ def apply_foca_cache(
                 f"for {type(model).__name__}, got {granularity!r}"
             )
         granularity = spec.granularities[0]  # a preset's wish, not the user's
+    for module in model.modules():
+        if (other := registry.replaced_by(module)) is not None:
+            raise ValueError(
+                f"foca_dit: {type(model).__name__} already uses {other} of diffusers, which "
+                "replaces what its blocks compute: take that out first (model.disable_cache())"
+            )
     state = CacheState(config, restartable=True)
     install.install(model, spec, granularity, state, NoiseLevels.of(scheduler, spec.timestep_scale))
     return model
@@ -96,10 +102,11 @@ def foca_cache_stats(model_or_pipeline: Any, state: CacheState | None = None) ->
     """
     model, _ = _transformer(model_or_pipeline)
     hook = _hook(model)
-    state = state or hook.state
+    states = hook.states if state is None else (state,)
+    state = states[0]
     return {
         **state.stats.as_dict(),
-        "nbytes": state.nbytes,
+        "nbytes": sum(each.nbytes for each in states),
         "features": hook.features,
         "granularity": hook.granularity,
         "scheme": repr(state.settings.scheme),
@@ -140,14 +147,20 @@ def cache_scope(
 def _transformer(model_or_pipeline: Any) -> tuple[torch.nn.Module, Any]:
     """The transformer, and the scheduler if a pipeline was given."""
     if isinstance(model_or_pipeline, torch.nn.Module):
-        return model_or_pipeline, None
+        return _uncompiled(model_or_pipeline), None
     transformer = getattr(model_or_pipeline, "transformer", None)
     if isinstance(transformer, torch.nn.Module):
-        return transformer, getattr(model_or_pipeline, "scheduler", None)
+        return _uncompiled(transformer), getattr(model_or_pipeline, "scheduler", None)
     raise TypeError(
         "foca_dit: argument 'model_or_pipeline': expected a transformer or a pipeline that has one "
         f"as .transformer, got {type(model_or_pipeline).__name__}"
     )
+
+
+def _uncompiled(model: torch.nn.Module) -> torch.nn.Module:
+    """The module inside what `torch.compile` returns."""
+    original = getattr(model, "_orig_mod", None)
+    return original if isinstance(original, torch.nn.Module) else model
 
 
 def _hook(model: torch.nn.Module) -> ModelHook:

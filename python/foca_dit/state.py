@@ -4,7 +4,9 @@ one per request and switch between them call by call.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from weakref import WeakSet
 
 import torch
 
@@ -13,12 +15,12 @@ from foca_dit.config import FoCaCacheConfig, Settings
 from foca_dit.history import FeatureHistories
 from foca_dit.sampler import Outlook, continuation, look_ahead
 from foca_dit.schedules import Decision
-from foca_dit.stats import CacheStats
+from foca_dit.stats import UNSEEN, CacheStats, Generation
 from foca_dit.trajectory import DISCONTINUOUS, Trajectory
 
 # What a state of one request refuses and the model's own state takes for a new generation.
 OUT_OF_ORDER = (
-    "the timestep moved against the direction of the loop",
+    UNSEEN,
     "a finished step was called again",
 )
 LEFT_OUT = "the guidance branch was left out of a step"
@@ -118,6 +120,30 @@ class CacheState:
         self._counter = _BranchCounter()
         self._latest: tuple[float | None, float | None] = (None, None)
         self._decision: tuple[Branch, tuple[int, ...], Decision] | None = None
+        self._generation = Generation(self.stats)
+        self._warned = False
+        self._siblings: WeakSet[CacheState] = WeakSet()
+
+    def sibling(self) -> CacheState:
+        """An empty state with the same settings, model and counts, for another thread."""
+        other = self.anew(self.stats)
+        self._siblings.add(other)
+        return other
+
+    def anew(self, stats: CacheStats | None = None) -> CacheState:
+        """An empty state with the same settings and model."""
+        other = CacheState.__new__(CacheState)
+        other.__dict__.update(self.__dict__)
+        other.stats = CacheStats() if stats is None else stats
+        other._generation, other._siblings = Generation(other.stats), WeakSet()
+        other._warned = False
+        other._forget_all()
+        return other
+
+    @property
+    def family(self) -> tuple[CacheState, ...]:
+        """This state and those of the other threads that are alive."""
+        return (self, *self._siblings)
 
     @property
     def nbytes(self) -> int:
@@ -143,11 +169,38 @@ class CacheState:
         self.features, self.levels = features, levels
 
     def reset(self) -> None:
-        """Forgets all histories and gives their memory back. The counts in `stats` stay."""
-        self._branches.clear()
+        """Ends the generation: forgets all histories and gives their memory back.
+
+        The counts in `stats` stay. Warns, once, if the generation skipped nothing.
+        """
+        self._end_generation()
+        self._forget_all()
+
+    def forget(self, branch: str | None) -> None:
+        """Forgets a branch by name, or all where branches are not named: a call went uncached."""
+        if branch is None:
+            self._forget_all()
+        else:
+            self._branches.pop(branch, None)
+
+    def _forget_all(self) -> None:
+        self._branches = {}
         self._counter = _BranchCounter()
         self._latest = (None, None)
         self._decision = None
+
+    def _end_generation(self) -> None:
+        why = self._generation.why_nothing_was_skipped(self.settings.schedule.uses_defects)
+        if getattr(self.settings.schedule, "interval", None) == 1:
+            why = None  # as asked for
+        self._generation = Generation(self.stats)
+        if why is not None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"foca_dit: a generation in which nothing was skipped: {why}. This is said once; "
+                "foca_cache_stats(model) counts on",
+                stacklevel=3,
+            )
 
     def enter(self, timestep: float, sample: torch.Tensor, branch: str | None = None) -> Branch:
         """Finds the branch and step of a call and opens it.
@@ -160,6 +213,13 @@ class CacheState:
         Raises:
             RuntimeError: a step out of order in a state that belongs to one request.
         """
+        if self._generation.is_over(timestep):
+            self._end_generation()
+        opened = self._enter(timestep, sample, branch)
+        self._generation.see(timestep)
+        return opened
+
+    def _enter(self, timestep: float, sample: torch.Tensor, branch: str | None) -> Branch:
         name = self._counter.name(timestep) if branch is None else self._named(branch, timestep)
         known = self._branches.get(name)
         reason = known.trajectory.break_with(timestep, sample) if known else None
@@ -173,7 +233,7 @@ class CacheState:
             reason = self._why_not_counted(name, timestep, sample)
         if reason is not None:
             self._restart(reason, timestep, name, counted=branch is None)
-            return self.enter(timestep, sample, branch)
+            return self._enter(timestep, sample, branch)
         if known is None:
             known = self._branches[name] = self._new_branch()
         # A generation begun anew at its first step looks like one more branch; only the number of
@@ -244,7 +304,7 @@ class CacheState:
             )
         self.stats.restarts[reason] += 1
         if counted:
-            self.reset()
+            self._forget_all()
         else:
             del self._branches[name]
 

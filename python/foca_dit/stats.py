@@ -7,6 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+UNSEEN = "the timestep moved against the direction of the loop"
+"""The restart that a new generation of a bare model is told by."""
+
 
 @dataclass
 class CacheStats:
@@ -58,3 +61,46 @@ class CacheStats:
             k: dict(v) if isinstance(v, Counter) else list(v) if isinstance(v, list) else v
             for k, v in values.items()
         }
+
+
+class Generation:
+    """Watches whether the generation in progress skips anything, to say so if it does not.
+
+    Args:
+        stats: the counts that the generation adds to.
+    """
+
+    def __init__(self, stats: CacheStats) -> None:
+        self._stats = stats
+        self._timesteps: list[float] = []
+        self._skipped = stats.skipped_steps + stats.mixed_steps
+        self._restarts = stats.restarts.copy()
+        self._fallbacks = stats.fallbacks.copy()
+
+    def is_over(self, timestep: float) -> bool:
+        """Whether a call at this timestep begins another generation: the loop turns back."""
+        if len(self._timesteps) < 2:
+            return False
+        before, last = self._timesteps[-2:]
+        return (timestep - last) * (last - before) < 0
+
+    def see(self, timestep: float) -> None:
+        """Counts a call."""
+        if not self._timesteps or timestep != self._timesteps[-1]:
+            self._timesteps.append(timestep)
+
+    def why_nothing_was_skipped(self, adaptive: bool) -> str | None:
+        """The reason, or None if something was, or if there were not two steps."""
+        stats, steps = self._stats, len(self._timesteps)
+        if steps < 2 or stats.skipped_steps + stats.mixed_steps > self._skipped:
+            return None
+        for counts, before in (
+            (stats.fallbacks, self._fallbacks),
+            (stats.restarts, self._restarts),
+        ):
+            for reason, times in (counts - before).most_common():
+                if reason != UNSEEN:
+                    return f"{reason} ({times} times in {steps} steps)"
+        if adaptive:
+            return f"none of its {steps} steps was predicted to stay within the tolerance"
+        return f"the schedule computes each of its {steps} steps"

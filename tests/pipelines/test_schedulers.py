@@ -14,6 +14,7 @@ STEPS = 12
 # another sample each time: two lanes, as if they were two branches.
 HEUN = ["first", *["first", "second"] * (STEPS - 1)]
 ONE = ["first"] * STEPS
+FEWER = "a step had fewer calls than the one before"
 SCHEDULERS = {
     "DDIMScheduler": ONE,
     "DDPMScheduler": ONE,
@@ -66,7 +67,7 @@ def test_a_scheduler_of_diffusers(name):
     stats = foca_cache_stats(pipeline)
     assert reference.finished()
     assert stats["collapsed_skips"] == reference.skipped > 0
-    assert stats["restarts"] == {}
+    assert stats["restarts"] == ({FEWER: 1} if name == "PNDMScheduler" else {})
 
 
 @pytest.mark.parametrize("name", ["DDPMScheduler", "EulerAncestralDiscreteScheduler"])

@@ -36,6 +36,10 @@ class Call(threading.local):
         self.dtype = torch.float32  # of the features in the sums
         self.captured: dict[str, Any] = {}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Call:
+        copied: Call = memo.setdefault(id(self), Call())
+        return copied
+
     @contextmanager
     def opened(
         self, histories: FeatureHistories, mode: Mode, arguments: dict[str, Any]

@@ -6,21 +6,26 @@ compute or forecast. No `forward` is rewritten.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from foca_dit.adapters import registry
 from foca_dit.adapters.block_hooks import Call, Mode
-from foca_dit.adapters.layout import Layout
+from foca_dit.adapters.layout import Layout, Located
 from foca_dit.adapters.output import OutputShape
 from foca_dit.adapters.registry import Hook
 from foca_dit.adapters.spec import ModelSpec
 from foca_dit.history import FeatureHistories
 from foca_dit.state import CacheState
+
+# The children of a block that diffusers' caches and layer skips put hooks on.
+_REPLACEABLE = ("attn", "attn1", "attn2", "self_attn", "ff", "feed_forward", "ff_context")
 
 
 class _Scope(threading.local):
@@ -29,6 +34,13 @@ class _Scope(threading.local):
     active = False
     state: CacheState | None = None
     branch: str | None = None
+
+
+class _Own(threading.local):
+    """The model's own state, one per thread: two threads that generate must not mix histories."""
+
+    def __init__(self, first: CacheState, thread: int) -> None:  # called anew in every thread
+        self.state = first if threading.get_ident() == thread else first.sibling()
 
 
 class ModelHook(Hook):
@@ -43,13 +55,29 @@ class ModelHook(Hook):
         self.granularity = granularity
         self.layout = layout
         self.features = len(layout.slots)
-        self.state = state
+        self._first = state
+        self._own = _Own(state, threading.get_ident())
+        self.placed: list[tuple[Located, torch.nn.Module]] = []  # where the feature hooks are
         self.collapse = True  # False: skip module by module, to compare
         self.call = Call()
         self.scope = _Scope()
         self._output = OutputShape()
         self._warned = False
         self._signature: inspect.Signature | None = None
+
+    @property
+    def state(self) -> CacheState:
+        """The state that this thread's calls use outside any `cache_scope`."""
+        return self._own.state
+
+    @state.setter
+    def state(self, state: CacheState) -> None:
+        self._own.state = state
+
+    @property
+    def states(self) -> tuple[CacheState, ...]:
+        """The own states of all threads."""
+        return self._first.family
 
     @property
     def is_modular(self) -> bool:
@@ -66,7 +94,7 @@ class ModelHook(Hook):
         bound = self._signature.bind_partial(module, *args, **kwargs).arguments
         if (reason := self._why_not(bound)) is not None:
             state.stats.bypasses[reason] += 1
-            state.reset()  # it does not see this step, so it cannot count on from here
+            state.forget(self._branch_name())  # it misses this step, so it cannot count on
             self._warn(reason)
             return run(*args, **kwargs)
         timestep = _scalar(bound[self.spec.timestep])
@@ -74,6 +102,8 @@ class ModelHook(Hook):
         histories = branch.histories
         due = sum(histories.due(feature) for feature in range(self.features))
         mode, kind = self._mode(due, state)
+        if mode != "skip":
+            self._follow_modules(module)
         with self.call.opened(histories, mode, bound):
             output = self._run(histories, state, args, kwargs)
         state.leave(branch, timestep)
@@ -134,11 +164,29 @@ class ModelHook(Hook):
             return f"the call does not pass a tensor as '{self.spec.sample}'"
         if torch.is_grad_enabled() and sample.requires_grad:
             return "the sample requires a gradient"
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self._module_parameters()):
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self._root.parameters()):
             return "gradients are enabled: call the model under torch.no_grad()"
         if (name := self.spec.forbidden(bound)) is not None:
             return f"the call passes {name}, which feeds something in between the blocks"
+        for module in self._watched():
+            if (other := registry.replaced_by(module)) is not None:
+                return f"{other} of diffusers replaces what the blocks compute"
         return None
+
+    def _watched(self) -> Iterator[torch.nn.Module]:
+        """The blocks and what diffusers' other techniques replace in them."""
+        for _, block in self.layout.blocks:
+            yield block
+            for name in _REPLACEABLE:
+                if isinstance(module := block._modules.get(name), torch.nn.Module):
+                    yield module
+
+    def _follow_modules(self, root: torch.nn.Module) -> None:
+        """Moves hooks to modules that now stand in the place of others: LoRA loaded or unloaded."""
+        for index, (located, was) in enumerate(self.placed):
+            if (now := located.module) is not was:
+                registry.move(root, was, now)
+                self.placed[index] = located, now
 
     def _branch_name(self) -> str | None:
         if self.scope.active:
@@ -147,12 +195,27 @@ class ModelHook(Hook):
         return None if context is None else getattr(context, "name", context)
 
     def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
-        self._module_parameters = module.parameters
+        self._root = module
         return module
 
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
         self.state.reset()
         return module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModelHook:
+        """Belongs to a copy of the model; begins empty, with counts of its own."""
+        registry.check_copyable(self._root)
+        levels = self._first.levels
+        memo.setdefault(id(levels.scheduler), levels.scheduler)  # the pipeline's, not one's own
+        copied: ModelHook = memo.setdefault(id(self), ModelHook.__new__(ModelHook))
+        own = {"_first", "_own", "scope", "_signature"}
+        for name, value in self.__dict__.items():
+            if name not in own:
+                copied.__dict__[name] = copy.deepcopy(value, memo)
+        state = self._first.anew()
+        copied._first, copied._own = state, _Own(state, threading.get_ident())
+        copied.scope, copied._signature = _Scope(), None
+        return copied
 
     def _warn(self, reason: str) -> None:
         if not self._warned:

@@ -41,6 +41,7 @@ def install(
     for located in layout.located:
         hook = FeatureHook(root.call, located, layout.accumulated)
         hooks.append((located.module, hook))
+        root.placed.append((located, located.module))
     if granularity != "output":
         for position, (_, block) in enumerate(layout.blocks):
             hooks.append((block, BlockHook(root.call, layout, position, granularity == "stack")))
@@ -54,7 +55,8 @@ def install(
 def uninstall(model: torch.nn.Module) -> None:
     """Takes the hooks out again, and the registries that stand empty then."""
     if (hook := find_hook(model)) is not None:
-        hook.state.reset()  # the histories go now, not when the garbage collector comes by
+        for state in hook.states:  # the histories go now, not when the garbage collector comes by
+            state.reset()
     registry.remove(model)
 
 

@@ -6,7 +6,9 @@ Models of diffusers get it through diffusers' own registry, so that it lives wit
 
 from __future__ import annotations
 
+import copy
 import functools
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +16,18 @@ import torch
 
 HOOK_NAME = "foca_cache"
 _PLAIN = "_foca_cache_hook"
+
+# diffusers' own hooks that change what a block or a module of it returns, by how their names begin.
+REPLACING = {
+    "fbc_": "FirstBlockCache",
+    "faster_cache": "FasterCache",
+    "layer_skip": "layer skip",
+    "mag_cache": "MagCache",
+    "pyramid_attention_broadcast": "PyramidAttentionBroadcast",
+    "sea_cache": "SeaCache",
+    "smoothed_energy_guidance": "smoothed energy guidance",
+    "taylorseer_cache": "TaylorSeerCache",
+}
 
 
 class Hook:
@@ -59,12 +73,13 @@ def register(root: torch.nn.Module, hooks: list[tuple[torch.nn.Module, Hook]]) -
             _register_plainly(module, hook)
         return
     from diffusers.hooks import HookRegistry
-    from diffusers.hooks.hooks import BaseState, StateManager
 
     for module, hook in hooks:
         if hook._is_stateful:
-            hook.contexts = StateManager(BaseState)
+            hook.contexts = _contexts()
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK_NAME)
+        forward: Any = module.forward
+        forward.__deepcopy__ = functools.partial(_copied_forward, module)
     HookRegistry.check_if_exists_or_initialize(root)._child_registries_cache = None
 
 
@@ -91,6 +106,91 @@ def remove(root: torch.nn.Module) -> None:
         if not registry.hooks:
             del module._diffusers_hook
             _unshadow(module)
+
+
+def move(root: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) -> None:
+    """Moves our hook to the module that now stands in the place of another (LoRA loaded)."""
+    hook = find(old)
+    assert hook is not None
+    if _PLAIN in old.__dict__:
+        del old.__dict__[_PLAIN]
+        old.forward = hook.fn_ref.original_forward
+    else:
+        hooks: Any = old._diffusers_hook
+        hooks.remove_hook(HOOK_NAME, recurse=False)
+        if not hooks.hooks:
+            del old._diffusers_hook
+    _unshadow(old)
+    register(root, [(new, hook)])
+
+
+def replaced_by(module: torch.nn.Module) -> str | None:
+    """What else replaces this module's output: the name of a technique of diffusers, or None."""
+    registry = module.__dict__.get("_diffusers_hook")
+    for name in () if registry is None else registry._hook_order:
+        for beginning, technique in REPLACING.items():
+            if name.startswith(beginning):
+                return technique
+    return None
+
+
+def check_copyable(root: torch.nn.Module) -> None:
+    """Checks that a copy of a model would run its own weights.
+
+    Raises:
+        TypeError: it also has hooks of diffusers, whose copies run the original's modules.
+    """
+    for path, module in root.named_modules():
+        registry = module.__dict__.get("_diffusers_hook")
+        others = [] if registry is None else [n for n in registry._hook_order if n != HOOK_NAME]
+        if others:
+            raise TypeError(
+                f"foca_dit: copy.deepcopy of {type(root).__name__}: expected no hooks of diffusers "
+                f"beside the cache (their copies would run the original's weights), got {others} "
+                f"on '{path}': copy the model first, then add hooks and cache to the copy"
+            )
+
+
+def _copied_forward(module: torch.nn.Module, memo: dict[int, Any]) -> Any:
+    """What `deepcopy` makes of the `forward` that diffusers put on a module.
+
+    That function knows the original's hooks; a copy looks its own up.
+    """
+    copied = copy.deepcopy(module, memo)
+    forward: Any = functools.partial(_run_hooks, copied)
+    functools.update_wrapper(forward, getattr(type(copied), "forward"))  # noqa: B009
+    forward.__deepcopy__ = functools.partial(_copied_forward, copied)
+    return forward
+
+
+def _run_hooks(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    hooks: Any = module._diffusers_hook
+    outermost = hooks._fn_refs[0]  # ours is the only one: `check_copyable`
+    args, kwargs = outermost.pre_forward(module, *args, **kwargs)
+    return outermost.post_forward(module, outermost.forward(*args, **kwargs))
+
+
+def _contexts() -> Any:
+    """A StateManager of diffusers whose context is that of the calling thread."""
+    from diffusers.hooks.hooks import BaseState, StateManager
+
+    class Contexts(StateManager):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._local = threading.local()
+            super().__init__(BaseState)
+
+        @property
+        def _context(self) -> Any:
+            return getattr(self._local, "context", None)
+
+        @_context.setter
+        def _context(self, context: Any) -> None:
+            self._local.context = context
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+            return Contexts()
+
+    return Contexts()
 
 
 def _register_plainly(module: torch.nn.Module, hook: Hook) -> None:
