@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -84,43 +82,17 @@ def with_cache_dit(
         (full steps, counted so; the samples).
     """
     import cache_dit
-    from cache_dit.caching.cache_blocks import pattern_3_4_5
+
+    from foca_dit.evaluation.installed import cache_dit_applied
 
     config: Any = model.config
     full = FoCaCacheConfig(cache_interval=interval).resolve().schedule.full_steps(steps)
     mask = [int(step in full) for step in range(steps)]
-    wrapper: Any = pattern_3_4_5.CachedBlocks_Pattern_3_4_5
-    # DiT reads the conditioning off its first block after the last one; the wrapper hides it.
-    wrapper.norm1 = property(lambda self: self.transformer_blocks[0].norm1)
     images = []
-    logging.disable(logging.WARNING)  # it reports every generation
-    try:
-        for seed in seeds:
-            own: Any = copy.deepcopy(model)
-            adapter = cache_dit.BlockAdapter(
-                transformer=own,
-                blocks=own.transformer_blocks,
-                forward_pattern=cache_dit.ForwardPattern.Pattern_3,
-                check_forward_pattern=False,
-            )
-            cache_dit.enable_cache(
-                adapter,
-                cache_config=cache_dit.DBCacheConfig(
-                    Fn_compute_blocks=1,
-                    Bn_compute_blocks=0,
-                    residual_diff_threshold=1e9,
-                    max_warmup_steps=3,
-                    num_inference_steps=steps,
-                    steps_computation_mask=mask,
-                    steps_computation_policy="static",
-                ),
-                calibrator_config=cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1),
-            )
+    for seed in seeds:
+        calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1)
+        with cache_dit_applied(model, calibrator, mask) as own:
             images.append(draw(own, seed))
-            cache_dit.disable_cache(adapter)
-    finally:
-        logging.disable(logging.NOTSET)
-        del wrapper.norm1
     count = len(full) + (steps - len(full)) / int(config.num_layers)
     return count, torch.cat(images)
 
