@@ -35,9 +35,12 @@ class NoiseLevels:
     def of(cls, scheduler: Any, timestep_scale: float) -> NoiseLevels:
         """Reads them off a diffusers scheduler (None: flow matching)."""
         table = getattr(scheduler, "alphas_cumprod", None)
-        if table is None:
+        config = getattr(scheduler, "config", None)
+        prediction = getattr(config, "prediction_type", "epsilon")
+        # UniPC, DPM-Solver and alike have a table in any case: Wan's and Sana's leave it unused.
+        is_flow = prediction == "flow_prediction" or getattr(config, "use_flow_sigmas", False)
+        if table is None or is_flow:
             return cls(timestep_scale, scheduler=scheduler)
-        prediction = getattr(scheduler.config, "prediction_type", "epsilon")
         return cls(timestep_scale, tuple(float(v) for v in table), prediction, scheduler)
 
     @property
@@ -81,7 +84,8 @@ class NoiseLevels:
             return None
         unit = 1.0
         if self.alpha_bar is None:
-            unit = self.timestep_scale / getattr(self.scheduler.config, "num_train_timesteps", 1000)
+            config = getattr(self.scheduler, "config", None)
+            unit = self.timestep_scale / getattr(config, "num_train_timesteps", 1000)
         return tuple(unit * float(t) for t in steps.tolist())
 
 

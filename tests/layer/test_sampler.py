@@ -1,11 +1,17 @@
 """The sampler's weight of an error, against diffusers' schedulers; and the steps to come."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from foca_dit.clock import NoiseLevels, make_clock
 from foca_dit.sampler import DATA_STD, error_weights, look_ahead
@@ -47,6 +53,25 @@ def test_weights_are_the_schedulers_own_coefficients(name):
     stretch = [DATA_STD / math.hypot(a * DATA_STD, s) for a, s in ends]
     actual = np.array(error_weights(levels, timesteps)) / stretch
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [UniPCMultistepScheduler, DPMSolverMultistepScheduler])
+def test_flow_schedulers_with_an_unused_table_of_alphas_are_flow(cls):
+    """Wan's and Sana's: their class has a table for noise prediction, their sigmas are a flow's."""
+    scheduler = cls(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    scheduler.set_timesteps(10)
+    assert scheduler.alphas_cumprod is not None
+    levels = NoiseLevels.of(scheduler, 1000.0)
+    timesteps = levels.planned()
+    sigmas = [levels.place(t)[1] for t in timesteps]
+    np.testing.assert_allclose(sigmas, scheduler.sigmas[:-1].numpy(), atol=1e-3)
+    assert error_weights(levels, timesteps) == error_weights(NoiseLevels(), timesteps)
+    assert make_clock("sigma", levels)(750.0, 0) == make_clock("sigma", NoiseLevels())(750.0, 0)
+
+
+def test_a_scheduler_without_a_configuration_tells_its_steps():
+    scheduler = SimpleNamespace(timesteps=torch.tensor([1000.0, 500.0]))
+    assert NoiseLevels.of(scheduler, 1.0).planned() == (1.0, 0.5)
 
 
 @pytest.mark.parametrize("sigma", [0.95, 0.6, 0.2])
