@@ -125,8 +125,9 @@ class Adaptive(Schedule):
         if len(anchors) < self.first:
             return Decision(anchors[-1] + 1, 0.0)
         measurable = len(anchors) >= degree + 2
+        walk = _Walk(self, outlook, anchors, degree)
         if measurable and not math.isfinite(defects[-1]):
-            return Decision(anchors[-1] + self.min_gap, math.nan, finite=False)
+            return Decision(walk.shortest, math.nan, finite=False)
         known = [
             max(defect, ROUNDING) / horizon
             for i, defect in enumerate(defects)
@@ -134,10 +135,9 @@ class Adaptive(Schedule):
             and math.isfinite(defect)
             and (horizon := _horizon(outlook.tau, anchors[:i], anchors[i], degree)) > 0
         ]
-        walk = _Walk(self, outlook, anchors, degree)
         if not known:
             if self.budget is None:
-                return Decision(anchors[-1] + self.min_gap, math.nan)
+                return Decision(walk.shortest, math.nan)
             known = [1.0]  # the curvature is one factor of all errors and cancels
         usual = math.exp(sum(map(math.log, known)) / len(known))
         latest = known[0]
@@ -163,6 +163,12 @@ class _Walk:
         self.tail = ends if rule.tail is None else min(ends, rule.tail)
         self.anchors = [*anchors[-degree - 1 :]]
         self.degree = degree
+
+    @property
+    def shortest(self) -> int:
+        """The next full step after the shortest gap, which the full steps at the end cut short."""
+        after = self.anchors[-1] + 1
+        return max(after, min(after - 1 + self.min_gap, self.tail))
 
     def run(self, tol: float, latest: float, usual: float, limit: int) -> tuple[list[int], float]:
         """Up to `limit` full steps under a tolerance, and the error predicted before the first.

@@ -150,6 +150,15 @@ def test_what_is_not_finite_falls_back_to_the_shortest_gap(bad):
     assert after.next_full > 6
 
 
+@pytest.mark.parametrize("end", [{"tail": 10}, {"last": 10}])
+def test_the_shortest_gap_ends_where_the_full_steps_at_the_end_begin(end):
+    outlook = Outlook(tuple(range(20)), (1.0,) * 20)
+    rule = Adaptive(tol=0.1, min_gap=5, **end)
+    steps = [rule.decide([0, 1, a], [1.0, 0.1, math.nan], outlook).next_full for a in (4, 8, 9, 12)]
+    assert steps == [9, 10, 10, 13]
+    assert rule.decide([0, 8], [1.0, 0.1], outlook).next_full == 10  # nothing to measure yet
+
+
 def test_a_single_step_and_the_last_one():
     outlook = Outlook((0.0,), (1.0,))
     for rule in (Adaptive(tol=0.1, first=1), Adaptive(budget=1, first=1)):
