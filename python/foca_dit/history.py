@@ -117,8 +117,11 @@ class FeatureHistories:
 
     @property
     def decisive_anchors(self) -> tuple[int, ...]:
-        """The anchors that a decision for all features goes by: those of the shortest history."""
-        return min(self._anchors, key=len)
+        """The anchors that a decision for all features goes by: those of the shortest history.
+
+        Features that were never computed (a module that the model does not call) have no say.
+        """
+        return min(filter(None, self._anchors), key=len)
 
     def decide(self, outlook: Outlook) -> Decision:
         """Asks an adaptive schedule, once per full step, and follows it. A host read."""

@@ -25,6 +25,9 @@ from foca_dit.adapters.hooks import find_hook
 from foca_dit.analysis.metrics import psnr
 from foca_dit.analysis.sampling import sample
 from foca_dit.cli.demo import load
+from foca_dit.history import FeatureHistories
+from foca_dit.sampler import Outlook
+from foca_dit.stats import CacheStats
 
 WEIGHTS = Path(__file__).parents[2] / "examples/fashion_dit/weights"
 GRANULARITIES = ("module", "stack", "output")
@@ -122,6 +125,18 @@ def test_features_that_are_not_finite_are_counted_and_not_cached_far():
             call(model, 1000.0 - 50 * step, torch.full((1, 4, 8, 8), math.nan))
     assert state.stats.full_steps == 8
     assert state.stats.nonfinite_defects == 6  # from the third on there is something to measure
+
+
+def test_a_feature_that_the_model_never_computes_has_no_say():
+    settings = FoCaCacheConfig(schedule=Adaptive(tol=0.1, first=1)).resolve()
+    histories = FeatureHistories(settings, 2, CacheStats())
+    outlook = Outlook((0.0, 1.0, 2.0), (1.0,) * 3)
+    for step in range(2):
+        histories.begin(step, outlook.tau)
+        histories.commit(0, torch.randn(1, 4, 8))
+        assert histories.undecided
+        histories.decide(outlook)
+    assert histories.anchors == [(0, 1), ()]
 
 
 def test_two_generations_and_another_number_of_steps():
