@@ -94,7 +94,9 @@ def run(args: argparse.Namespace) -> int:
         with tqdm(total=len(keys), unit="row") as bar:
             suite.run(model, plan, results, judge, bar.set_description, bar.update)
     except KeyboardInterrupt:
-        print(f"\n{len(results.rows)} rows are kept in {args.out}: the same command goes on there")
+        if results.rows:
+            kept = f"{len(results.rows)} rows are kept in {args.out}"
+            print(f"\n{kept}: the same command (without --fresh) goes on there")
         raise
     wanted = [row for row in results.rows if any(_same(row, key) for _, key in keys)]
     print(tables.report(wanted))
