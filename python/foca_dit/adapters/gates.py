@@ -6,7 +6,8 @@ that all blocks share is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,12 +74,13 @@ def gates_of(
         gates, owner = slot.group.gates, slot.block
         assert isinstance(gates, LinearGates)
         assert owner is not None
-        if gates.per_block or gates not in conditionings:
-            conditionings[gates] = _conditioning(
-                gates, owner if gates.per_block else block, arguments
-            )
         chunks = [c for i in indices if (c := slots[i].chunk) is not None]
-        rows = linear_rows(owner.get_submodule(modulation), conditionings[gates], chunks, width)
+        with _weights_of(owner):
+            if gates.per_block or gates not in conditionings:
+                conditionings[gates] = _conditioning(
+                    gates, owner if gates.per_block else block, arguments
+                )
+            rows = linear_rows(owner.get_submodule(modulation), conditionings[gates], chunks, width)
         found.update(zip(indices, rows, strict=True))
     return _unified(found, len(slots), x)
 
@@ -106,6 +108,21 @@ def linear_rows(
     if spaced and len(chunks) > 1 and weight.device.type != "cpu":
         return _rows_at_once(linear, conditioning, slice(chunks[0], chunks[-1] + 1, by), width)
     return [_rows(linear, conditioning, slice(c * width, (c + 1) * width)) for c in chunks]
+
+
+@contextmanager
+def _weights_of(block: torch.nn.Module) -> Iterator[None]:
+    """Fetches the weights of a block that diffusers keeps on disk: it does not run, yet is read."""
+    hooks: Any = block.__dict__.get("_diffusers_hook")
+    offloading = None if hooks is None else hooks.get_hook("group_offloading")
+    if offloading is None or not offloading.group.offload_to_disk_path:
+        yield
+        return
+    offloading.group.onload_()
+    try:
+        yield
+    finally:
+        offloading.group.offload_()
 
 
 def table_row(
