@@ -7,7 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
 from foca_dit.analysis.metrics import psnr
@@ -103,6 +108,19 @@ def test_sampler_influence_of_ddim_is_the_effect_on_its_final_sample():
         return float(x)
 
     assert sampler_influence(scheduler, STEPS)[4] == pytest.approx(abs(run(1) - run(0)), rel=1e-4)
+
+
+def test_sampler_influence_is_that_of_small_errors_where_the_sampler_clips():
+    clipping, plain = (DDIMScheduler(clip_sample=clip) for clip in (True, False))
+    expected = sampler_influence(plain, STEPS)
+    assert expected.max() > 1  # errors of 1 would be clipped
+    np.testing.assert_allclose(sampler_influence(clipping, STEPS), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("cls", [DDPMScheduler, EulerAncestralDiscreteScheduler])
+def test_a_sampler_that_adds_noise_is_refused(cls):
+    with pytest.raises(ValueError, match=f"expected a deterministic one, got {cls.__name__}"):
+        sampler_influence(cls(), STEPS)
 
 
 def test_model_influence_at_granularity_output_is_near_the_samplers(dit):

@@ -23,12 +23,16 @@ from foca_dit.calibration.grams import Array
 from foca_dit.config import FoCaCacheConfig
 from foca_dit.schedules import FullSteps
 
+SMALL = 1e-6
+"""Output that a sampler is run with: small, so that clipping (`clip_sample`) does not see it."""
+
 
 def sampler_influence(scheduler: Any, steps: int) -> Array:
     """What an error of 1 in the model's output at step i is in the final sample, by the sampler.
 
-    The sampler is run on scalars, once per step, with an output of 1 at that step and 0 at all
-    others: exact for every sampler that is linear in the outputs, multistep ones included.
+    The sampler is run on scalars, once per step, with a small output at that step and 0 at all
+    others: exact for every sampler that is linear in the outputs, multistep ones included, and for
+    those that clip what they predict, as long as they do not.
 
     Args:
         scheduler: a deterministic diffusers scheduler; it is copied, not touched. One that shifts
@@ -40,9 +44,8 @@ def sampler_influence(scheduler: Any, steps: int) -> Array:
         float64 [S], absolute values.
 
     Raises:
-        ValueError: the scheduler does not call the model once per step.
+        ValueError: the scheduler does not call the model once per step, or adds noise.
     """
-    influence = np.zeros(steps)
     if getattr(scheduler.config, "use_dynamic_shifting", False):
         sigmas = np.asarray([float(s) for s in scheduler.sigmas])
         if len(sigmas) != steps + 1:
@@ -52,7 +55,8 @@ def sampler_influence(scheduler: Any, steps: int) -> Array:
             )
         return np.abs(np.diff(sigmas))
     own = copy.deepcopy(scheduler)
-    for i in range(steps):
+
+    def final(outputs: Sequence[float]) -> float:
         own.set_timesteps(steps)
         if len(own.timesteps) != steps:
             raise ValueError(
@@ -60,10 +64,16 @@ def sampler_influence(scheduler: Any, steps: int) -> Array:
                 f"{len(own.timesteps)} times in {steps} steps: expected one call per step"
             )
         x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-        for k, t in enumerate(own.timesteps):
-            x = own.step(torch.full_like(x, float(k == i)), t, x).prev_sample
-        influence[i] = abs(float(x))
-    return influence
+        for output, t in zip(outputs, own.timesteps, strict=True):
+            x = own.step(torch.full_like(x, output), t, x).prev_sample
+        return abs(float(x))
+
+    if final([0.0] * steps) != 0.0:
+        raise ValueError(
+            f"sampler_influence: argument 'scheduler': expected a deterministic one, got "
+            f"{type(scheduler).__name__}, which adds noise: a plan cannot be fitted to it"
+        )
+    return np.array([final(row) for row in SMALL * np.eye(steps)]) / SMALL
 
 
 def probe_steps(steps: int, count: int) -> list[int]:
