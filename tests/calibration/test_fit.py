@@ -166,6 +166,17 @@ def test_joint_fit_with_the_identity_fits_every_step_by_itself():
         np.testing.assert_allclose(weights, ridge_weights(gram, anchors, i, 1e-2), rtol=1e-6)
 
 
+@pytest.mark.parametrize("history", [1, 3])
+def test_the_joint_cost_holds_the_whole_ridge(history):
+    """With the identity it is the sum of what the dynamic programming costs of the same steps."""
+    gram, full, noise = noisy_gram(12, 5), (0, 1, 4, 8), 0.1
+    c = np.linspace(1, 2, 12)
+    placed = place(interval_costs(gram, c**2, history, noise, full), [4])[4]
+    assert placed.full_steps == full
+    fitted = fit_jointly(gram, c, full, history, noise, kernel=np.eye(12))
+    assert fitted.cost == pytest.approx(placed.cost, rel=1e-6)
+
+
 def test_refining_lowers_the_objective_and_keeps_the_first_steps():
     gram, c = noisy_gram(20, 6), np.ones(20)
     start = (0, 1, 2, 3, 4)

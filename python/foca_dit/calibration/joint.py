@@ -75,16 +75,18 @@ def fit_jointly(
     base = np.zeros((steps, len(skipped)))
     columns, owner = [], []
     for n, i in enumerate(skipped):
-        newest, *older = anchors[i]
-        base[newest, n] += influence[i]
+        latest, *older = anchors[i]
+        base[latest, n] += influence[i]
         base[i, n] -= influence[i]
         for step in older:
             column = np.zeros(steps)
-            column[step], column[newest] = influence[i], -influence[i]
+            column[step], column[latest] = influence[i], -influence[i]
             columns.append(column)
             owner.append(n)
     own = kernel[np.ix_(skipped, skipped)]
-    constant = float(np.sum(own * (base.T @ gram @ base)))
+    newest = [anchors[i][0] for i in skipped]
+    ridge = noise**2 * influence[skipped] ** 2 * np.diag(own) * np.diag(gram)[newest]
+    constant = float(np.sum(own * (base.T @ gram @ base)) + ridge.sum())
     theta = np.zeros(len(owner))
     if owner:
         basis = np.array(columns).T
