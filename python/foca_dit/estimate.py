@@ -113,7 +113,8 @@ def plan_foca_cache(
         branches: how many calls a step makes (2 for guidance as two calls).
 
     Raises:
-        TypeError, ValueError: the model is not supported, or has a cache already.
+        TypeError, ValueError: the model is not supported, or has a cache already, or cannot cache
+            at the granularity asked for.
 
     Example:
         >>> print(plan_foca_cache(model, {"hidden_states": x, "timestep": t, ...}, steps=28))
@@ -122,7 +123,10 @@ def plan_foca_cache(
     from foca_dit.adapters.hooks import find_hook
     from foca_dit.adapters.models import find_spec
 
-    model = getattr(model_or_pipeline, "transformer", model_or_pipeline)
+    model = model_or_pipeline
+    if not isinstance(model, torch.nn.Module):
+        model = getattr(model, "transformer", None)
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(model, torch.nn.Module):
         raise TypeError(
             "plan_foca_cache: argument 'model_or_pipeline': expected a transformer or a pipeline "
@@ -139,11 +143,16 @@ def plan_foca_cache(
             raise ValueError(
                 f"plan_foca_cache: argument '{name}': expected an integer >= 1, got {value!r}"
             )
-    empty = on_meta(model)
-    accounts = tuple(account(empty, spec, g, inputs, config) for g in spec.granularities)
     chosen = settings.granularity
     if chosen not in spec.granularities:
-        chosen = spec.granularities[0]
+        if config.granularity is not None:
+            raise ValueError(
+                "plan_foca_cache: argument 'config': expected a granularity out of "
+                f"{spec.granularities} for {type(model).__name__}, got {chosen!r}"
+            )
+        chosen = spec.granularities[0]  # a preset's wish, not the user's
+    empty = on_meta(model)
+    accounts = tuple(account(empty, spec, g, inputs, config) for g in spec.granularities)
     if settings.schedule.uses_defects:
         full = getattr(settings.schedule, "budget", None)
         full = None if full is None else min(full, steps)

@@ -1,15 +1,18 @@
 """What `plan_foca_cache` says before anything runs: against published figures and real runs."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from cases import CASES
+from diffusers import LatteTransformer3DModel
 from models import draw, tiny_dit
 
 from foca_dit import (
     Adaptive,
     FoCaCacheConfig,
+    FullSteps,
     Interval,
     apply_foca_cache,
     foca_cache_stats,
@@ -17,6 +20,9 @@ from foca_dit import (
 )
 from foca_dit.adapters.published import PUBLISHED, Request
 from foca_dit.cli.main import main
+from foca_dit.plan import Plan
+from foca_dit.schemes import Newton
+from foca_dit.tuned import Target, TunedPlan
 
 # (model, request, TFLOPs of 50 steps, {(interval, warm-up): TFLOPs of the cached run}): tables 1 to
 # 3 of the paper, arXiv:2508.16211. HunyuanVideo's resolution is not given there; this one fits. Its
@@ -118,6 +124,33 @@ def test_an_adaptive_schedule_is_planned_as_far_as_it_is_known():
     assert open_end.nbytes == budget.nbytes
 
 
+def test_a_tuned_plan_is_planned():
+    model = tiny_dit()
+    tables = Plan.build(Newton(order=2), FullSteps([0, 1, 4, 8]), [float(i) for i in range(12)])
+    timesteps = tuple(1000.0 - 80 * i for i in range(12))
+    tuned = TunedPlan(tables, Target.of(model, "module", None, timesteps), {})
+    plan = plan_foca_cache(model, _dit_inputs(), FoCaCacheConfig(plan=tuned), steps=12)
+    same = FoCaCacheConfig(scheme=Newton(order=2), granularity="module", cache_interval=3)
+    assert (plan.full_steps, plan.granularity) == (4, "module")
+    assert plan.nbytes == plan_foca_cache(model, _dit_inputs(), same, steps=12).nbytes
+
+
+def test_a_model_is_planned_itself_whatever_its_parts_are_called():
+    model = tiny_dit()
+    model.transformer = torch.nn.Identity()
+    plan = plan_foca_cache(model, _dit_inputs())
+    assert plan.model == "DiTTransformer2DModel"
+    assert plan == plan_foca_cache(SimpleNamespace(transformer=tiny_dit()), _dit_inputs())
+
+
+def test_a_granularity_that_the_model_lacks_is_refused_as_it_will_be_when_applied():
+    model = latte()
+    for config in (FoCaCacheConfig(granularity="stack"), FoCaCacheConfig(granularity="module")):
+        for ask in (apply_foca_cache, lambda m, c: plan_foca_cache(m, {}, c)):
+            with pytest.raises(ValueError, match=r"expected a granularity out of \('output',\)"):
+                ask(model, config)
+
+
 def test_guidance_as_two_calls_holds_twice_as_much():
     one = plan_foca_cache(tiny_dit(), _dit_inputs())
     two = plan_foca_cache(tiny_dit(), _dit_inputs(), branches=2)
@@ -146,6 +179,19 @@ def test_command_line(capsys):
     assert "2.77x" in out
     assert main(["plan", "dit-xl/2-256", "--batch", "0"]) == 2
     assert "argument '--batch': expected an integer >= 1, got 0" in capsys.readouterr().err
+
+
+def latte():
+    return LatteTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        num_layers=1,
+        sample_size=8,
+        patch_size=2,
+        caption_channels=8,
+        video_length=2,
+    )
 
 
 def _dit_inputs():

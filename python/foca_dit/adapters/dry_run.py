@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,7 +22,9 @@ from foca_dit.adapters.spec import ModelSpec
 from foca_dit.clock import NoiseLevels
 from foca_dit.config import FoCaCacheConfig
 from foca_dit.history import FeatureHistories
+from foca_dit.plan import Plan
 from foca_dit.state import CacheState
+from foca_dit.tuned import Tabulated
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ def account(
         ValueError: the call fails on the meta device.
     """
     state = CacheState(config)
+    scheme = _of_two_steps(state.settings.scheme.history_size)
+    state.settings = replace(state.settings, scheme=scheme)
     install(model, spec, granularity, state, NoiseLevels())
     try:
         hook = find_hook(model)
@@ -97,6 +102,18 @@ def account(
         ) from error
     finally:
         uninstall(model)
+
+
+def _of_two_steps(size: int) -> Tabulated:
+    """A scheme that keeps `size` tensors, for one full and one skipped step.
+
+    All schemes of a size count alike, but those with the tables of a tuned plan refuse other steps
+    than the plan's.
+    """
+    start = np.zeros((size, size + 1))
+    start[:, -1] = 1.0
+    described = {"name": Tabulated.name, "parameters": {}}
+    return Tabulated(Plan(described, size, (0.0, 1.0), (0,), (start, np.ones(size))))
 
 
 def _on_meta(value: Any) -> Any:
