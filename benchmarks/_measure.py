@@ -148,3 +148,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         share = row["gbs"] / row["copy_gbs"]
         lines.append(f"{row['provider']:<16}{row['ms']:>10.4f}{row['gbs']:>9.1f}{share:>11.0%}")
     return "\n".join(lines)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of a page."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _measure import RESULTS
+from _measure import RESULTS, markdown
 
 PAGE = Path(__file__).parents[1] / "docs/quality.md"
 MARKERS = re.compile(r"(<!-- measured:begin -->\n).*?(<!-- measured:end -->)", re.DOTALL)
@@ -78,11 +77,6 @@ def by_tolerance(rows: Rows) -> str:
         lines.setdefault(name, {})[row["tol"]] = f"{row['full_steps']}: {row['psnr']:.1f}"
     body = [[name, *(values.get(t, "") for t in tolerances)] for name, values in lines.items()]
     return markdown(["tol", *(f"{t:g}" for t in tolerances)], body)
-
-
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _psnr(row: dict[str, Any]) -> float:

@@ -13,8 +13,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import _quality
+from _measure import RESULTS, markdown
+
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks/results"
 MARKERS = re.compile(r"(<!-- measured:begin -->\n).*?(<!-- measured:end -->)", re.DOTALL)
 RIVALS = ("eager", "eager-in-place", "eager-float32", "foreach", "compile", "cache-dit")
 
@@ -30,11 +32,6 @@ def where(row: dict[str, Any]) -> str:
         f"{row['device']}, {row['threads']} threads, torch {row['torch']}, "
         f"commit {row['commit']}, {row['date']}"
     )
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def skip_tables() -> str:
@@ -62,6 +59,23 @@ def skip_tables() -> str:
             for name, run in runs.items()
         ],
     )
+
+
+def quality_table() -> str:
+    """How close the images stay to the full run, by number of full steps."""
+    rows = [
+        row
+        for row in load("quality-adaptive.json")
+        if (row["images"], row["shift"], row["steps"]) == (128, 1.0, 50)
+        and row.get("schedule") != "tol"
+    ]
+    caption = (
+        "\n\nHow close 128 garments stay to the full run of 50 steps: PSNR in dB (higher is "
+        "closer) at equal numbers of full steps, all cached at `stack`. Best uniform: the best of FoCa "
+        "(c = 1/2, 3/4, 1) and TaylorSeer-1 there (`python benchmarks/quality.py adaptive`; other "
+        "settings, two where uniform wins, in docs/quality.md).\n\n"
+    )
+    return caption + _quality.setting(rows)
 
 
 def op_table() -> str:
@@ -98,7 +112,7 @@ def report() -> str:
         "\n\nOn a GPU: not measured yet; `make bench-gpu` tests the operators on the device and "
         "measures them.\n"
     )
-    return skip_tables() + op_table() + gpu
+    return skip_tables() + quality_table() + op_table() + gpu
 
 
 def updated(text: str) -> str:
