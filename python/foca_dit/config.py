@@ -12,27 +12,25 @@ import torch
 from foca_dit import schemes, times
 from foca_dit.adaptive import Adaptive
 from foca_dit.schedules import FullSteps, Interval, Schedule
+from foca_dit.schemes.base import require_int
 from foca_dit.tuned import TunedPlan
 
 GRANULARITIES = ("module", "stack", "output")
 HISTORY_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-# docs/quality.md says what they were chosen from. "interval" is what stands in when a part of the
-# uniform interval is asked for and its length is not.
+# docs/quality.md says what they were chosen from.
 PRESETS: dict[str, dict[str, Any]] = {
     # As good as we know how, uncalibrated: about a quarter of 50 steps in full.
     "default": {
         "scheme": schemes.FoCa(reading="rolling", feedback=0.5),
         "schedule": Adaptive(tol=0.01),
-        "interval": 5,
         "granularity": "stack",
         "time": "log_snr",
     },
     # The recursion and the schedule as the paper writes them, on what the paper caches.
     "paper": {
         "scheme": schemes.FoCa(reading="rolling", feedback=1.0),
-        "schedule": None,
-        "interval": 5,
+        "schedule": Interval(5),
         "granularity": "module",
         "time": "step",
     },
@@ -40,7 +38,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {
         "scheme": schemes.FoCa(reading="rolling", feedback=0.5),
         "schedule": Adaptive(tol=0.04),
-        "interval": 8,
         "granularity": "stack",
         "time": "log_snr",
     },
@@ -121,7 +118,7 @@ class FoCaCacheConfig:
             return self._planned(self.plan)
         return Settings(
             scheme=self._scheme(preset["scheme"]),
-            schedule=self._schedule(preset["schedule"], preset["interval"]),
+            schedule=self._schedule(preset["schedule"]),
             granularity=granularity,
             time=time,
             history_dtype=self.history_dtype,
@@ -161,9 +158,9 @@ class FoCaCacheConfig:
             )
         return scheme
 
-    def _schedule(self, default: Adaptive | None, default_interval: int) -> Schedule:
+    def _schedule(self, default: Adaptive | Interval) -> Schedule:
         if self.schedule is None:
-            return self._interval(default, default_interval)
+            return self._interval(default)
         if not isinstance(self.schedule, Schedule):
             raise TypeError(
                 f"FoCaCacheConfig: argument 'schedule': expected a Schedule, got {self.schedule!r}"
@@ -176,19 +173,24 @@ class FoCaCacheConfig:
                 )
         return self.schedule
 
-    def _interval(self, default: Adaptive | None, default_interval: int) -> Schedule:
-        """The uniform interval, or the adaptive one where no uniform one is asked for."""
+    def _interval(self, default: Adaptive | Interval) -> Schedule:
+        """The preset's schedule or the one asked for by `tol` or `cache_interval`."""
+        name = "FoCaCacheConfig"
         warmup, tail = self.disable_cache_before_step, self.disable_cache_after_step
-        uniform = Interval(_or(self.cache_interval, default_interval), warmup, tail)
-        if self.tol is not None:
-            if self.cache_interval is not None:
+        require_int(name, "disable_cache_before_step", warmup, 1)
+        if tail is not None:
+            require_int(name, "disable_cache_after_step", tail, 0)
+        if self.cache_interval is not None:
+            if self.tol is not None:
                 raise ValueError(
                     "FoCaCacheConfig: argument 'cache_interval': expected None beside 'tol' (the "
                     f"interval is then adaptive), got {self.cache_interval!r}"
                 )
+            default = Interval(require_int(name, "cache_interval", self.cache_interval, 1))
+        elif self.tol is not None:
             default = Adaptive(tol=self.tol)
-        if default is None or self.cache_interval is not None:
-            return uniform
+        if isinstance(default, Interval):
+            return replace(default, warmup=warmup, tail=tail)
         return replace(default, first=warmup, tail=tail)
 
 
