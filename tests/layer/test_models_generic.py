@@ -4,6 +4,9 @@ The oracle knows nothing of blocks: where input and time stand all but still, a 
 give what the uncached model gives. A stream that is mixed up, dropped or added twice does not.
 """
 
+import re
+from pathlib import Path
+
 import diffusers
 import pytest
 import torch
@@ -163,3 +166,29 @@ def test_every_registered_block_class_is_accounted_for():
     assert set(STANDS_FOR.values()) - {None} <= tested | {"DiTTransformer2DModel"}
     # What the tables name is tested, too.
     assert set(SPECS) | set(STACKS) <= tested | {"DiTTransformer2DModel"}
+
+
+# `timestep / 1000` and alike, as pipelines write it where they call their transformer.
+DIVIDES = re.compile(
+    r"\b(t|timestep|current_timestep)(\.float\(\)|\])? / "
+    r"(1000|self\.scheduler\.config\.num_train_timesteps)\b"
+)
+# There the quotient is compared with, or drawn noise by, and not passed on.
+NOT_PASSED_ON = {"pipeline_ltx_condition", "pipeline_sana_wm"}
+OTHERWISE = {"AuraFlowTransformer2DModel"}  # torch.tensor([t / 1000])
+
+
+def test_timesteps_have_the_unit_that_the_pipelines_call_with():
+    """Times in another unit would put every step at one end of log-SNR, without a word."""
+    divided, whole = set(), set()
+    for file in (Path(diffusers.__file__).parent / "pipelines").rglob("pipeline_*.py"):
+        text = file.read_text()
+        for name in set(re.findall(r"\btransformer: (\w+)", text)):
+            found = DIVIDES.search(text) and file.stem not in NOT_PASSED_ON
+            (divided if found else whole).add(name)
+    assert len(divided) > 10
+    for name in divided | (whole & {*SPECS, *STACKS} - OTHERWISE):
+        cls = getattr(diffusers, name)
+        model = cls.__new__(cls)
+        torch.nn.Module.__init__(model)
+        assert find_spec(model).timestep_scale == (1.0 if name in divided else 1000.0), name

@@ -43,12 +43,17 @@ STACKS: dict[str, tuple[BlockGroup, ...]] = {
     "StableAudioDiTModel": (_list("transformer_blocks"),),
 }
 
-# Classes whose pipelines call them with a time between 0 and 1 (Lumina 2: with 1 - sigma).
+# Classes whose pipelines call them with a time between 0 and 1 (the Luminas: with 1 - sigma).
 UNIT_TIME = (
     "AuraFlowTransformer2DModel",
     "ChromaTransformer2DModel",
+    "Krea2Transformer2DModel",
+    "LongCatAudioDiTTransformer",
     "Lumina2Transformer2DModel",
+    "LuminaNextDiT2DModel",
+    "NucleusMoEImageTransformer2DModel",
     "PRXTransformer2DModel",
+    "QwenImage21Transformer2DModel",
 )
 
 # Registered blocks, but what runs is not one chain of them on one stream.
