@@ -72,7 +72,7 @@ def test_a_copy_of_a_model_with_other_hooks_of_diffusers_is_refused():
         copy.deepcopy(model)
 
 
-def _generate(pipeline, seed=0):
+def _generate(pipeline, seed=0, **options):
     prompt = {name: value.to(pipeline.dtype) for name, value in flux_prompt(seed).items()}
     return pipeline(
         **prompt,
@@ -81,6 +81,7 @@ def _generate(pipeline, seed=0):
         num_inference_steps=10,
         generator=torch.Generator().manual_seed(seed),
         output_type="latent",
+        **options,
     ).images
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -33,6 +34,7 @@ def install(
         levels: what the model's timestep means.
         stage_of: what the blocks have in common that one launch serves: their device.
     """
+    _keep_out_of_graphs()
     # A mask names single features: sums over them would not do.
     accumulate = not isinstance(state.settings.schedule, StepMask)
     layout = lay_out(model, spec, granularity, accumulate, stage_of)
@@ -58,6 +60,19 @@ def uninstall(model: torch.nn.Module) -> None:
         for state in hook.states:  # the histories go now, not when the garbage collector comes by
             state.reset()
     registry.remove(model)
+
+
+@functools.cache
+def _keep_out_of_graphs() -> None:
+    """Tells torch.compile to run this package's own code as it stands, and only that.
+
+    Steps and histories change from call to call: traced, they would be frozen into graphs or
+    recompiled. What hooks call, the model's modules, is still compiled.
+    """
+    from torch._dynamo import trace_rules
+
+    for package in ("foca_dit", "foca_kernels"):
+        trace_rules.add(package)
 
 
 def _captured(spec: ModelSpec) -> list[str]:

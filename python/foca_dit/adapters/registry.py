@@ -17,15 +17,16 @@ import torch
 HOOK_NAME = "foca_cache"
 _PLAIN = "_foca_cache_hook"
 
-# diffusers' own hooks that change what a block or a module of it returns, by how their names begin.
+# diffusers' own hooks that change what a block or a module of it returns, by the module of
+# diffusers.hooks that defines them (guiders give them names of their own).
 REPLACING = {
-    "fbc_": "FirstBlockCache",
+    "first_block_cache": "FirstBlockCache",
     "faster_cache": "FasterCache",
     "layer_skip": "layer skip",
     "mag_cache": "MagCache",
     "pyramid_attention_broadcast": "PyramidAttentionBroadcast",
     "sea_cache": "SeaCache",
-    "smoothed_energy_guidance": "smoothed energy guidance",
+    "smoothed_energy_guidance_utils": "smoothed energy guidance",
     "taylorseer_cache": "TaylorSeerCache",
 }
 
@@ -127,10 +128,10 @@ def move(root: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) -> N
 def replaced_by(module: torch.nn.Module) -> str | None:
     """What else replaces this module's output: the name of a technique of diffusers, or None."""
     registry = module.__dict__.get("_diffusers_hook")
-    for name in () if registry is None else registry._hook_order:
-        for beginning, technique in REPLACING.items():
-            if name.startswith(beginning):
-                return technique
+    for hook in () if registry is None else registry.hooks.values():
+        package, _, name = type(hook).__module__.rpartition(".")
+        if package == "diffusers.hooks" and name in REPLACING:
+            return REPLACING[name]
     return None
 
 
