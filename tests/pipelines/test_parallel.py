@@ -93,14 +93,14 @@ def _context_parallel(rank, granularity):
     return uncached, image, stats["schedule"], stats["skipped_steps"]
 
 
-def test_context_parallelism_of_diffusers(tmp_path, granularity="module"):
+def test_context_parallelism_of_diffusers(tmp_path):
     """Each rank has half of the tokens, and a history of them; all decide alike."""
-    ranks = _launch(_context_parallel, tmp_path, granularity)
+    ranks = _launch(_context_parallel, tmp_path, "module")
     if isinstance(ranks[0], str):
         pytest.skip(f"enable_parallelism counts accelerators, and there is none: {ranks[0]}")
     plain = tiny_flux()
     uncached = draw_flux(plain)
-    model = apply_foca_cache(copy.deepcopy(plain), _config(granularity))
+    model = apply_foca_cache(copy.deepcopy(plain), _config("module"))
     expected = draw_flux(model, steps=STEPS)
     stats = foca_cache_stats(model)
     for theirs, image, schedule, skipped in ranks:
