@@ -25,6 +25,7 @@ from foca_dit.calibration.inflection import direction_cosines, inflection_steps
 from foca_dit.calibration.masks import layer_mask
 from foca_dit.calibration.means import MeanFeatures, record_means
 from foca_dit.calibration.record import Trajectories, recording
+from foca_dit.cli.main import main
 
 STEPS = 10
 
@@ -180,6 +181,23 @@ def test_files_read_back_as_written(dit, tmp_path):
     (tmp_path / "other.json").write_text('{"format": "x"}')
     with pytest.raises(ValueError, match="expected the format 'foca-goc' or 'foca-eoc', got 'x'"):
         load_scheme(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", '{"format": "foca-goc"}', '{"format": "foca-goc", "scheme": {"name": "x"}}', "[]"]
+)
+def test_files_that_are_broken_are_refused_by_name(tmp_path, text):
+    file = tmp_path / "broken.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"load_scheme {file}: expected"):
+        load_scheme(file)
+
+
+def test_priors_do_not_overwrite_their_own_file(tmp_path, capsys):
+    out = tmp_path / "eoc.safetensors"
+    assert main(["calibrate", "eoc", "--out", str(out)]) == 2
+    assert "expected a name for the JSON file that does not end in" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_calibrations(dit):

@@ -192,11 +192,26 @@ def calibrate_eoc(
     return EOC(base, kept), report
 
 
+def tensors_beside(path: Path) -> Path:
+    """Where the priors of the file `path` stand.
+
+    Raises:
+        ValueError: that would be the file itself.
+    """
+    tensors = path.with_suffix(".safetensors")
+    if tensors == path:
+        raise ValueError(
+            f"save_eoc: argument 'path': expected a name for the JSON file that does not end in "
+            f".safetensors (the tensors go beside it), got {path}"
+        )
+    return tensors
+
+
 def save_eoc(scheme: EOC, path: Path, report: Mapping[str, Any]) -> None:
     """Writes `path` (JSON) and the priors beside it as `.safetensors`: the JSON last, and whole."""
     from safetensors.torch import save_file
 
-    tensors = path.with_suffix(".safetensors")
+    tensors = tensors_beside(path)
     part = tensors.with_name(tensors.name + ".part")
     try:
         named = {"/".join(map(str, key)): f.contiguous() for key, f in scheme.factors.items()}

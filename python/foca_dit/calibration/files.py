@@ -30,12 +30,19 @@ def load_scheme(path: str | os.PathLike[str]) -> Scheme:
         ValueError: It is no such file.
     """
     file = Path(path)
-    data = json.loads(file.read_text())
-    known = data.get("format") if isinstance(data, dict) else None
-    if known == GOC_FORMAT:
-        return schemes.build(data["scheme"])
-    if known == eoc.FORMAT:
-        return eoc.load_eoc(file, data)
+    text = file.read_text()
+    try:
+        data = json.loads(text)
+        known = data.get("format") if isinstance(data, dict) else None
+        if known == GOC_FORMAT:
+            return schemes.build(data["scheme"])
+        if known == eoc.FORMAT:
+            return eoc.load_eoc(file, data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"load_scheme {file}: expected a file of foca-dit calibrate, got one that cannot be "
+            f"read: {type(error).__name__}: {error}"
+        ) from error
     raise ValueError(
         f"load_scheme {file}: expected the format {GOC_FORMAT!r} or {eoc.FORMAT!r}, got {known!r}"
     )

@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.out.absolute().parent.is_dir():
         raise FileNotFoundError(f"argument --out: expected a folder that exists, got {args.out}")
+    if args.method == "eoc":
+        eoc.tensors_beside(args.out)  # refuses before anything is computed
     least = 2 if args.method == "eoc" else 1
     for name, value, low in (
         ("samples", args.samples, 1),
