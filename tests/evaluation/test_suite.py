@@ -181,3 +181,13 @@ def test_absent_is_not_an_error_of_the_run(dit, tmp_path):
     results = suite.Results(tmp_path / "rows.json", "model")
     suite.run(dit, plan, results)
     assert results.rows[-1]["absent"] == "not today"
+
+
+def test_rows_that_pass_their_budget_stand_last():
+    def row(name, psnr, full_steps):
+        return {"row": name, "budget": 9, "psnr": psnr, "full_steps": full_steps, "seed": 0}
+
+    rows = [row("costly", 50.0, 36.0), row("low", 20.0, 9.0), row("high", 30.0, 8.4)]
+    for lines in (tables.quality(rows), tables.everything(rows, 9)):
+        assert [line[0] for line in lines[1:]] == ["high", "low", "costly"]
+    assert tables.quality(rows)[1][1] == "30.0 (8.4)"
