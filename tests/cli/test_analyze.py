@@ -58,6 +58,8 @@ def test_calibrate_writes_schemes_that_load(tmp_path, capsys):
     [
         (["analyze", "/nowhere"], "expected a folder with transformer/ and scheduler/"),
         (["analyze", WEIGHTS, "--steps", "5"], "--steps: expected at least 15, got 5"),
+        (["analyze", WEIGHTS, "--samples", "0"], "--samples: expected at least 1, got 0"),
+        (["analyze", WEIGHTS, "--out", "x.png"], "JSON file that does not end in .png"),
         (["analyze", WEIGHTS, "--interval", "1"], "--interval: expected at least 2, got 1"),
         (["calibrate", "goc", WEIGHTS, "--out", "/nowhere/x.json"], "a folder that exists"),
         (

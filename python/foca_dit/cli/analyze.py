@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
     from foca_dit.cli.figures import sheet
 
-    samples = args.samples or (4 if args.quick else 16)
+    samples = (4 if args.quick else 16) if args.samples is None else args.samples
     for name, value, least in (
         ("samples", samples, 1),
         ("steps", args.steps, 15),
@@ -91,6 +91,12 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"argument --{name}: expected at least {least}, got {value}")
     if not args.out.absolute().parent.is_dir():
         raise FileNotFoundError(f"argument --out: expected a folder that exists, got {args.out}")
+    image = args.out.with_suffix(".png")
+    if image == args.out:
+        raise ValueError(
+            "argument --out: expected a name for the JSON file that does not end in .png (the sheet "
+            f"goes beside it), got {args.out}"
+        )
     model, scheduler = load(args.model)
     if args.shift is not None:
         scheduler = type(scheduler).from_config(scheduler.config, shift=args.shift)
@@ -123,7 +129,6 @@ def run(args: argparse.Namespace) -> int:
         "claims": [claim.as_dict() for claim in judged],
     }
     data["settings"].pop("run")
-    image = args.out.with_suffix(".png")
     sheet(data).save(image)
     write_whole(args.out, json.dumps(_strict(data), indent=1, default=str) + "\n")
     for claim in judged:
