@@ -205,7 +205,7 @@ def test_two_calls_a_step_in_one_branch_are_refused():
 
 def test_another_prompt_from_the_same_noise_after_one_step():
     """Counted as one more branch at first; nothing is forecast before that is cleared up."""
-    config = FoCaCacheConfig(granularity="stack", disable_cache_before_step=1)
+    config = FoCaCacheConfig(cache_interval=5, granularity="stack", disable_cache_before_step=1)
     model, fresh = (apply_foca_cache(tiny_dit(), config) for _ in range(2))
     x, timesteps = torch.randn(1, 4, 8, 8), [1000.0 - 20 * i for i in range(3)]
     call_dit(model, timesteps[:1], x, torch.tensor([1]))
@@ -232,7 +232,7 @@ def test_a_failing_time_function_leaves_the_trajectory_whole():
             raise ArithmeticError("no time")
         return -timestep
 
-    model = apply_foca_cache(tiny_dit(), FoCaCacheConfig(time=time))
+    model = apply_foca_cache(tiny_dit(), FoCaCacheConfig(cache_interval=5, time=time))
     x = torch.randn(1, 4, 8, 8)
     call_dit(model, [900.0, 800.0], x)
     broken.append(True)

@@ -76,8 +76,8 @@ class ModelHook(Hook):
 
     @property
     def states(self) -> tuple[CacheState, ...]:
-        """The own states of all threads."""
-        return self._first.family
+        """The own states of all threads, this one's first."""
+        return tuple(dict.fromkeys((self.state, *self._first.family)))
 
     @property
     def is_modular(self) -> bool:
