@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -69,6 +70,27 @@ def test_removal_leaves_the_model_as_it_was(granularity):
 
 def _attributes(model):
     return {(name, key) for name, module in model.named_modules() for key in vars(module)}
+
+
+class Prediction(NamedTuple):
+    sample: torch.Tensor
+
+
+@pytest.mark.parametrize("wrap_output", [lambda x: x, lambda x: (x,), lambda x: [x], Prediction])
+def test_a_forecast_is_wrapped_as_the_model_wraps_its_output(wrap_output):
+    class Wrapping(PlainDiT):
+        def forward(self, x, t):
+            return wrap_output(super().forward(x, t))
+
+    register_adapter(Wrapping, ModelSpec(sample="x", timestep="t"))
+    model = apply_foca_cache(Wrapping().eval(), FoCaCacheConfig(cache_interval=5))
+    x = torch.randn(1, 16, 4)
+    with torch.no_grad():
+        outputs = [model(x, t=torch.tensor([900.0 - i])) for i in range(5)]
+    assert foca_cache_stats(model)["skipped_steps"] == 2
+    for output in outputs:
+        assert type(output) is type(outputs[0])
+        assert (output if isinstance(output, torch.Tensor) else output[0]).shape == x.shape
 
 
 def test_a_forward_of_the_instances_own_is_given_back():

@@ -29,7 +29,8 @@ class OutputShape:
         if isinstance(output, torch.Tensor):
             values, wrap = [output], _bare
         elif isinstance(output, (tuple, list)):
-            values, wrap = list(output), lambda value: cls([value])
+            make = getattr(cls, "_make", cls)  # named tuples take their fields one by one
+            values, wrap = list(output), lambda value: make([value])
         else:
             names = [f.name for f in _fields(output) if getattr(output, f.name) is not None]
             values = [getattr(output, name) for name in names]

@@ -1,5 +1,7 @@
 """Calibration: what a few full generations of a model teach its cache.
 
-`watch` reads the cached features of a model that runs in full, `grams` keeps their inner products,
-`fit` and `placement` turn those into forecast weights and full steps. docs/tune.md explains it.
+`record` reads the cached features of a model that runs in full, `grams` keeps their inner products,
+`influence` says what an error in them does to the image; `placement`, `fit` and `joint` turn that
+into full steps and forecast weights, `tune` into a checked plan. `means`, `inflection`, `eoc` and
+`masks` are what GOC, EOC and L2C need; `files` stores them. docs/tune.md explains it.
 """

@@ -94,8 +94,8 @@ def run(args: argparse.Namespace) -> int:
     image = args.out.with_suffix(".png")
     if image == args.out:
         raise ValueError(
-            "argument --out: expected a name for the JSON file that does not end in .png (the sheet "
-            f"goes beside it), got {args.out}"
+            "argument --out: expected a name for the JSON file that does not end in .png (the "
+            f"sheet goes beside it), got {args.out}"
         )
     model, scheduler = load(args.model)
     if args.shift is not None:
