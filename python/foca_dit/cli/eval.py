@@ -62,7 +62,10 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--fresh", action="store_true", help="forget the rows that --out has")
     parser.add_argument("--out", type=Path, default=Path("eval.json"), help="the rows, as JSON")
     parser.add_argument(
-        "--page", type=Path, metavar="FILE", help="put the tables between a Markdown page's markers"
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="put the tables of all rows in --out between a Markdown page's markers",
     )
     parser.add_argument("--list", action="store_true", help="say what each row is, and stop")
     parser.set_defaults(run=run)
@@ -101,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     wanted = [row for row in results.rows if any(_same(row, key) for _, key in keys)]
     print(tables.report(wanted))
     if args.page is not None:
-        tables.write_into(args.page, wanted)
+        tables.write_into(args.page, results.rows)
     print(f"written: {args.out}")
     return 0
 
