@@ -119,7 +119,7 @@ class CacheState:
         self._branches: dict[str, Branch] = {}
         self._counter = _BranchCounter()
         self._latest: tuple[float | None, float | None] = (None, None)
-        self._decision: tuple[Branch, tuple[int, ...], Decision] | None = None
+        self._decision: tuple[Trajectory, tuple[int, ...], Decision] | None = None
         self._generation = Generation(self.stats)
         self._warned = False
         self._siblings: WeakSet[CacheState] = WeakSet()
@@ -255,14 +255,14 @@ class CacheState:
         """Lets an adaptive schedule decide, once per step for all guidance branches."""
         anchors = branch.histories.decisive_anchors
         if self._decision is not None:
-            owner, its_anchors, decision = self._decision
-            same_step = owner.trajectory.timesteps == branch.trajectory.timesteps
-            if owner is not branch and same_step and its_anchors == anchors:
+            trajectory, its_anchors, decision = self._decision
+            same_step = trajectory.timesteps == branch.trajectory.timesteps
+            if trajectory is not branch.trajectory and same_step and its_anchors == anchors:
                 branch.histories.follow(decision)
                 return
         timesteps = getattr(self.settings.schedule, "timesteps", None)
         outlook = branch.look_ahead(self.levels, timesteps)
-        self._decision = branch, anchors, branch.histories.decide(outlook)
+        self._decision = branch.trajectory, anchors, branch.histories.decide(outlook)
 
     def _named(self, branch: str, timestep: float) -> str:
         """The branch of a call that names one: a second evaluation has histories of its own."""

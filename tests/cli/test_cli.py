@@ -33,18 +33,14 @@ def test_demo_on_the_shipped_weights(tmp_path, capsys):
     assert main(["demo", "--model", str(WEIGHTS), *arguments]) == 0
     table = capsys.readouterr().out
     lines = [line.split() for line in table.splitlines() if "x" in line and "." in line]
-    rows = {
-        (line[0], line[1]): line for line in lines if line[0] in ("reuse", "TaylorSeer-1", "FoCa")
-    }
-    assert set(rows) == {
-        (scheme, granularity)
-        for scheme in ("reuse", "TaylorSeer-1", "FoCa")
-        for granularity in ("module", "stack")
-    }
+    names = ("reuse", "TaylorSeer-1", "FoCa", "adaptive")
+    lines = [line[1:] if line[:2] == ["FoCa", "adaptive"] else line for line in lines]
+    rows = {(line[0], line[1]): line for line in lines if line[0] in names}
+    assert set(rows) == {(name, what) for name in names for what in ("module", "stack")}
     for granularity in ("module", "stack"):
         decibels = {scheme: float(rows[scheme, granularity][4]) for scheme in ("reuse", "FoCa")}
         assert 10 < decibels["reuse"] < decibels["FoCa"] < 80
-    assert all(row[3] == "5" for row in rows.values())  # full steps 0, 1, 2, 6, 10
+    assert all(row[3] == "5" for row in rows.values())  # 0, 1, 2, 6, 10, and as many adaptive
     with Image.open(picture) as image:
         assert image.width > 300
         assert len(image.convert("L").getcolors(256)) > 50  # it shows something

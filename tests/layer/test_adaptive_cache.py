@@ -1,6 +1,7 @@
 """The adaptive interval in real models: one decision and one host read per full step."""
 
 import math
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -187,3 +188,21 @@ def test_beats_the_uniform_interval_at_equal_full_steps(shift, margin):
         remove_foca_cache(model)
     assert find_hook(model) is None
     assert decibels["adaptive"] > decibels["uniform"] + margin
+
+
+@torch.no_grad()
+def test_a_forgotten_branch_gives_its_memory_back():
+    model = apply_foca_cache(tiny_dit(), FoCaCacheConfig(schedule=Adaptive(tol=0.01)))
+    state = find_hook(model).state
+    x, labels = torch.randn(2, 4, 8, 8), torch.zeros(2, dtype=torch.long)
+
+    def call(timestep):
+        with cache_scope(model, state, branch="cond"):
+            model(x, timestep=torch.full((2,), timestep), class_labels=labels)
+
+    for timestep in (1000.0, 980.0, 960.0, 940.0):
+        call(timestep)
+    old = weakref.ref(state.branches["cond"].histories)
+    state.forget("cond")
+    assert state.nbytes == 0
+    assert old() is None
