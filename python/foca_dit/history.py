@@ -12,12 +12,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-import foca_kernels
+import foca_kernels  # noqa: F401  (defines torch.ops.foca)
 from foca_dit.config import Settings
 from foca_dit.defects import DefectMeter, defect_rows
 from foca_dit.sampler import Outlook
 from foca_dit.schedules import Decision
 from foca_dit.stats import CacheStats
+
+# The operators themselves: under torch.compile a Python wrapper would become a graph of its own.
+_ops = torch.ops.foca
 
 
 class FeatureHistories:
@@ -101,7 +104,7 @@ class FeatureHistories:
         sums = None
         if self._meter is not None:
             sums = self._meter.slot(self._step, feature, value.device)
-        foca_kernels.commit_(value, slots, self._transitions[anchors], sums)
+        _ops.commit_(value, slots, self._transitions[anchors], sums)
         self._slots[feature], self._anchors[feature] = slots, anchors
         self._dtypes[feature] = value.dtype
         if self._meter is None:
@@ -145,7 +148,7 @@ class FeatureHistories:
     def forecast(self, feature: int) -> torch.Tensor:
         """The forecast of one feature at the open step: a new tensor of the feature's dtype."""
         self._stats.forecasts += 1
-        value = foca_kernels.forecast(self._slots[feature], self._weights_of(feature))
+        value = _ops.forecast(self._slots[feature], self._weights_of(feature))
         if (factor := self._factor(feature)) is not None:
             value = value * factor
         return value.to(self._dtypes[feature])
@@ -174,7 +177,7 @@ class FeatureHistories:
                 self._full_gate(feature, gates[n] if gates else None, factors[n], x, index)
                 for n, feature in enumerate(chosen)
             ]
-        foca_kernels.forecast_residual_(x, slots, weights, list(gates))
+        _ops.forecast_residual_(x, slots, weights, list(gates))
 
     def _factor(self, feature: int) -> torch.Tensor | None:
         """The scheme's elementwise factor of this feature's forecast, on its device, or None."""

@@ -34,6 +34,8 @@ def outcomes(dit):
 def test_rows_keep_the_budget(outcomes, name):
     outcome = outcomes[name]
     if isinstance(outcome, Absent):
+        if name.startswith("cache-dit") and "not installed" in str(outcome):
+            pytest.skip(str(outcome))
         assert name in ("diffusers TaylorSeer", "L2C-style mask"), outcome
         return
     assert torch.isfinite(outcome.images).all()
@@ -105,6 +107,7 @@ def test_diffusers_taylorseer_is_the_official_one_in_exact_arithmetic(setting):
 
 
 def test_cache_dit_computes_its_first_block_at_every_step(outcomes):
+    pytest.importorskip("cache_dit")
     outcome = outcomes["cache-dit TaylorSeer-1"]
     full = len(outcome.details["taken"])
     assert outcome.cost.full_steps == pytest.approx(full + (12 - full) / 3)

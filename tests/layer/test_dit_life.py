@@ -31,6 +31,7 @@ def test_every_generation_starts_afresh(granularity, guidance_scale):
     assert torch.equal(draw(model, guidance_scale=guidance_scale), first)
 
 
+@pytest.mark.filterwarnings("ignore:foca_dit. a generation in which nothing was skipped")
 @pytest.mark.parametrize("given_up_after", [1, 2, 4, 6])
 @pytest.mark.parametrize("restart_at", [1000.0, 500.0])
 @pytest.mark.parametrize("same_buffer", [False, True])
@@ -137,6 +138,7 @@ def test_scope_without_a_state_is_lossless():
     assert foca_cache_stats(model)["nbytes"] == 0
 
 
+@pytest.mark.filterwarnings("ignore:foca_dit. a generation in which nothing was skipped")
 def test_a_state_of_ones_own_refuses_a_step_out_of_order():
     config = FoCaCacheConfig()
     model = apply_foca_cache(tiny_dit(), config)

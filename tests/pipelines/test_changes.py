@@ -51,6 +51,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.filterwarnings("ignore:foca_dit. a generation in which nothing was skipped")
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("at", [0, 1, 2, 4, 7])
 def test_an_exception_in_a_callback_or_a_step_of_a_pipeline(granularity, at):

@@ -71,8 +71,7 @@ def _keep_out_of_graphs() -> None:
     """
     from torch._dynamo import trace_rules
 
-    for package in ("foca_dit", "foca_kernels"):
-        trace_rules.add(package)
+    trace_rules.add("foca_dit")
 
 
 def _captured(spec: ModelSpec) -> list[str]:
