@@ -148,7 +148,7 @@ class FeatureHistories:
     def forecast(self, feature: int) -> torch.Tensor:
         """The forecast of one feature at the open step: a new tensor of the feature's dtype."""
         self._stats.forecasts += 1
-        value = _ops.forecast(self._slots[feature], self._weights_of(feature))
+        value: torch.Tensor = _ops.forecast(self._slots[feature], self._weights_of(feature))
         if (factor := self._factor(feature)) is not None:
             value = value * factor
         return value.to(self._dtypes[feature])
