@@ -27,12 +27,12 @@ from foca_dit import (
     foca_cache_stats,
     remove_foca_cache,
 )
-from foca_dit.adaptive import Adaptive
 from foca_dit.analysis.metrics import psnr
 from foca_dit.analysis.sampling import sample
 from foca_dit.calibration.tune import Seeds, even_steps, measure, tune
 from foca_dit.cli.demo import load
 from foca_dit.cli.tune import drawing
+from foca_dit.schedules import Adaptive
 from foca_dit.schemes import FoCa
 
 WEIGHTS = Path(__file__).parents[1] / "examples/fashion_dit/weights"

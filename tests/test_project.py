@@ -14,9 +14,9 @@ KERNELS = ROOT / "foca_kernels"
 
 # What a part of foca_dit may import from foca_dit: adapters -> state -> schemes and schedules.
 BELOW_STATE = {
-    "config", "schemes", "schedules", "adaptive", "sampler", "times", "clock", "plan", "tuned",
+    "config", "schemes", "schedules", "times", "clock", "plan", "tuned",
 }  # fmt: skip
-STATE = {"state", "history", "defects", "trajectory", "stats"}
+STATE = {"state", "history", "trajectory", "stats"}
 ALLOWED = {
     **dict.fromkeys(BELOW_STATE, BELOW_STATE),
     **dict.fromkeys(STATE, BELOW_STATE | STATE),

@@ -6,7 +6,6 @@ The tensor work is done by the fused operators of `foca_kernels`.
 """
 
 from foca_dit import schemes
-from foca_dit.adaptive import Adaptive
 from foca_dit.api import (
     apply_foca_cache,
     cache_scope,
@@ -16,7 +15,7 @@ from foca_dit.api import (
 )
 from foca_dit.config import FoCaCacheConfig
 from foca_dit.estimate import CachePlan, plan_foca_cache
-from foca_dit.schedules import FullSteps, Interval, Schedule, StepMask
+from foca_dit.schedules import Adaptive, FullSteps, Interval, Schedule, StepMask
 from foca_dit.state import CacheState
 
 __all__ = [

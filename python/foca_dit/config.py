@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from foca_dit import schemes, times
-from foca_dit.adaptive import Adaptive
-from foca_dit.schedules import FullSteps, Interval, Schedule
+from foca_dit.schedules import Adaptive, FullSteps, Interval, Schedule
 from foca_dit.schemes.base import require_int
 from foca_dit.tuned import TunedPlan
 

@@ -14,9 +14,8 @@ import torch
 
 import foca_kernels  # noqa: F401  (defines torch.ops.foca)
 from foca_dit.config import Settings
-from foca_dit.defects import DefectMeter, defect_rows
-from foca_dit.sampler import Outlook
-from foca_dit.schedules import Decision
+from foca_dit.schedules import Decision, Outlook, Situation
+from foca_dit.schedules.defects import DefectMeter, defect_rows
 from foca_dit.stats import CacheStats
 
 # The operators themselves: under torch.compile a Python wrapper would become a graph of its own.
@@ -132,8 +131,8 @@ class FeatureHistories:
         settings, anchors = self._settings, self.decisive_anchors
         self._meter.read(getattr(settings.schedule, "reduce", None))
         defects = [self._meter.defects.get(anchor, math.nan) for anchor in anchors]
-        degree = settings.scheme.exact_degree
-        decision = settings.schedule.decide(anchors, defects, outlook, degree)
+        seen = Situation(anchors, defects, outlook, settings.scheme.exact_degree)
+        decision = settings.schedule.decide(seen)
         self._stats.host_reads += 1
         self._stats.nonfinite_defects += not decision.finite
         self._stats.note(anchors, decision.predicted)

@@ -13,8 +13,8 @@ import torch
 from foca_dit.clock import NoiseLevels, make_clock
 from foca_dit.config import FoCaCacheConfig, Settings
 from foca_dit.history import FeatureHistories
-from foca_dit.sampler import Outlook, continuation, look_ahead
-from foca_dit.schedules import Decision
+from foca_dit.schedules import Decision, Outlook
+from foca_dit.schedules.sampler import continuation, look_ahead
 from foca_dit.stats import UNSEEN, CacheStats, Generation
 from foca_dit.trajectory import DISCONTINUOUS, Trajectory
 

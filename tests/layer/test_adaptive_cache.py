@@ -27,7 +27,7 @@ from foca_dit.analysis.metrics import psnr
 from foca_dit.analysis.sampling import sample
 from foca_dit.cli.demo import load
 from foca_dit.history import FeatureHistories
-from foca_dit.sampler import Outlook
+from foca_dit.schedules import Outlook
 from foca_dit.stats import CacheStats
 
 WEIGHTS = Path(__file__).parents[2] / "examples/fashion_dit/weights"

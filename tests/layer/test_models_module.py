@@ -144,7 +144,7 @@ def test_a_mask_over_features_is_followed_or_falls_back_and_says_so(case):
 class EveryOther(Schedule):
     """Features with odd numbers are computed at every step, the others at every second one."""
 
-    def next_full(self, anchors, feature=0, defects=None):
+    def next_full(self, anchors, feature=0):
         return anchors[-1] + 2 - feature % 2 if anchors else 0
 
 

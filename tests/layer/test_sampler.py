@@ -14,7 +14,7 @@ from diffusers import (
 )
 
 from foca_dit.clock import NoiseLevels, make_clock
-from foca_dit.sampler import DATA_STD, error_weights, look_ahead
+from foca_dit.schedules.sampler import DATA_STD, error_weights, look_ahead
 
 
 def response(scheduler, steps):

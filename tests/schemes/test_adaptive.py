@@ -8,10 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foca_dit import schemes
-from foca_dit.adaptive import Adaptive
-from foca_dit.defects import defect_rows
-from foca_dit.sampler import Outlook
-from foca_dit.schedules import NEVER, FullSteps
+from foca_dit.schedules import NEVER, Adaptive, FullSteps, Outlook, Situation
+from foca_dit.schedules.defects import defect_rows
 
 FOCA = schemes.FoCa(feedback=0.5)
 SCHEMES = [schemes.Reuse(), schemes.TaylorSeer(order=1), FOCA, schemes.Newton(order=2)]
@@ -32,7 +30,7 @@ def follow(schedule, curve, tau, scheme=FOCA):
         defects.append(defect / norm if norm else 0.0)
         history = scheme.transition(tau, anchors) @ columns
         used.append(value)
-        decisions.append(schedule.decide(anchors, defects, outlook, scheme.exact_degree))
+        decisions.append(schedule.decide(Situation(anchors, defects, outlook, scheme.exact_degree)))
         due = decisions[-1].next_full
     return anchors, np.array(used), decisions
 
@@ -140,11 +138,11 @@ def test_constant_features_have_no_curvature(value):
 def test_what_is_not_finite_falls_back_to_the_shortest_gap(bad):
     outlook = Outlook(tuple(range(50)), (1.0,) * 50)
     rule = Adaptive(tol=0.1, min_gap=2)
-    decision = rule.decide([0, 1, 2], [1.0, 0.1, bad], outlook)
+    decision = rule.decide(Situation([0, 1, 2], [1.0, 0.1, bad], outlook))
     assert (decision.next_full, decision.finite) == (4, False)
     # Later decisions do not remember it.
-    after = rule.decide([0, 1, 2, 4], [1.0, 0.1, bad, 1e-4], outlook)
-    clean = rule.decide([0, 1, 2, 4], [1.0, 0.1, math.nan, 1e-4], outlook)
+    after = rule.decide(Situation([0, 1, 2, 4], [1.0, 0.1, bad, 1e-4], outlook))
+    clean = rule.decide(Situation([0, 1, 2, 4], [1.0, 0.1, math.nan, 1e-4], outlook))
     assert after == clean
     assert after.finite
     assert after.next_full > 6
@@ -154,18 +152,28 @@ def test_what_is_not_finite_falls_back_to_the_shortest_gap(bad):
 def test_the_shortest_gap_ends_where_the_full_steps_at_the_end_begin(end):
     outlook = Outlook(tuple(range(20)), (1.0,) * 20)
     rule = Adaptive(tol=0.1, min_gap=5, **end)
-    steps = [rule.decide([0, 1, a], [1.0, 0.1, math.nan], outlook).next_full for a in (4, 8, 9, 12)]
+    steps = [
+        rule.decide(Situation([0, 1, a], [1.0, 0.1, math.nan], outlook)).next_full
+        for a in (4, 8, 9, 12)
+    ]
     assert steps == [9, 10, 10, 13]
-    assert rule.decide([0, 8], [1.0, 0.1], outlook).next_full == 10  # nothing to measure yet
+    assert (
+        rule.decide(Situation([0, 8], [1.0, 0.1], outlook)).next_full == 10
+    )  # nothing to measure yet
 
 
 def test_a_single_step_and_the_last_one():
     outlook = Outlook((0.0,), (1.0,))
     for rule in (Adaptive(tol=0.1, first=1), Adaptive(budget=1, first=1)):
-        assert rule.decide([0], [1.0], outlook).next_full >= 1
-    assert Adaptive(budget=2).decide([0, 1], [1.0, 0.1], Outlook((0.0, 1.0), (1, 1))) is not None
+        assert rule.decide(Situation([0], [1.0], outlook)).next_full >= 1
+    assert (
+        Adaptive(budget=2).decide(Situation([0, 1], [1.0, 0.1], Outlook((0.0, 1.0), (1, 1))))
+        is not None
+    )
     outlook = Outlook((0.0, 1.0, 2.0, 3.0), (1.0,) * 4)
-    assert Adaptive(tol=9.0).decide([0, 1, 2], [1, 0.1, 0.01], outlook).next_full == NEVER
+    assert (
+        Adaptive(tol=9.0).decide(Situation([0, 1, 2], [1, 0.1, 0.01], outlook)).next_full == NEVER
+    )
 
 
 def test_without_an_outlook_nothing_is_skipped():
@@ -185,7 +193,7 @@ def test_whatever_is_measured_a_budget_is_kept_and_steps_go_forward(defects, bud
     rule = Adaptive(budget=budget, min_gap=min_gap)
     anchors = [0]
     while True:
-        decision = rule.decide(anchors, defects[: len(anchors)], outlook)
+        decision = rule.decide(Situation(anchors, defects[: len(anchors)], outlook))
         assert decision.next_full > anchors[-1]
         if decision.next_full >= 50:
             break

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from foca_dit import times
-from foca_dit.schedules import NEVER, FullSteps, Interval, Schedule, StepMask
+from foca_dit.schedules import (
+    NEVER,
+    Decision,
+    FullSteps,
+    Interval,
+    Outlook,
+    Schedule,
+    Situation,
+    StepMask,
+)
 
 
 def test_documented_lists():
@@ -73,16 +82,19 @@ def test_mask():
         schedule.next_full([0], feature=2)
 
 
-def test_an_adaptive_schedule_needs_nothing_but_next_full():
+def test_an_adaptive_schedule_of_ones_own():
     class Halving(Schedule):
         uses_defects = True
 
-        def next_full(self, anchors, feature=0, defects=None):
-            return 0 if not anchors else anchors[-1] + (1 if defects and defects[0] > 0.1 else 4)
+        def next_full(self, anchors, feature=0):
+            return anchors[-1] + 1 if anchors else 0
 
-    schedule = Halving()
-    assert schedule.next_full([0, 1], defects=[0.5]) == 2
-    assert schedule.next_full([0, 1], defects=[0.01]) == 5
+        def decide(self, seen):
+            return Decision(seen.anchors[-1] + (1 if seen.defects[-1] > 0.1 else 4))
+
+    schedule, outlook = Halving(), Outlook((0.0, 1.0), (1.0, 1.0))
+    assert schedule.decide(Situation([0, 1], [1.0, 0.5], outlook)).next_full == 2
+    assert schedule.decide(Situation([0, 1], [1.0, 0.01], outlook)).next_full == 5
     with pytest.raises(ValueError, match="adaptive"):
         schedule.full_steps(50)
 

@@ -7,14 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from foca_dit import schemes
-from foca_dit.adaptive import Adaptive
 from foca_dit.api import apply_foca_cache, cache_scope, foca_cache_stats, remove_foca_cache
 from foca_dit.calibration.inflection import inflection_steps
 from foca_dit.calibration.means import record_means
 from foca_dit.config import FoCaCacheConfig
 from foca_dit.evaluation.rival import Rival, uniform
 from foca_dit.evaluation.setting import Outcome, Setting
-from foca_dit.schedules import Schedule
+from foca_dit.schedules import Adaptive, Schedule
 from foca_dit.state import CacheState
 
 

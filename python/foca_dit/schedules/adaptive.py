@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from foca_dit.sampler import Outlook
-from foca_dit.schedules import NEVER, Decision, Schedule
+from foca_dit.schedules.base import NEVER, Decision, Schedule, Situation
 from foca_dit.schemes.base import fault, require_float, require_int
 
 ROUNDING = 1e-6
@@ -99,33 +98,17 @@ class Adaptive(Schedule):
             )
             object.__setattr__(self, "timesteps", steps)
 
-    def next_full(
-        self, anchors: Sequence[int], feature: int = 0, defects: Sequence[float] | None = None
-    ) -> int:
+    def next_full(self, anchors: Sequence[int], feature: int = 0) -> int:
         """The step after the last anchor: without an outlook nothing longer can be justified."""
         return anchors[-1] + 1 if anchors else 0
 
-    def decide(
-        self,
-        anchors: Sequence[int],
-        defects: Sequence[float],
-        outlook: Outlook,
-        degree: int = 1,
-    ) -> Decision:
-        """The next full step after the one just computed.
-
-        Args:
-            anchors: the full steps so far, the last of them the one just computed.
-            defects: for each of them, the norm of the feature minus what the old history forecast
-                for it, relative to the feature's norm; NaN: could not be measured.
-            outlook: times and weights of all steps.
-            degree: highest degree of trajectories that the scheme forecasts exactly.
-        """
-        degree = max(degree, 0)
+    def decide(self, seen: Situation) -> Decision:
+        """The next full step after the one just computed."""
+        anchors, defects, degree = seen.anchors, seen.defects, max(seen.degree, 0)
         if len(anchors) < self.first:
             return Decision(anchors[-1] + 1, 0.0)
         measurable = len(anchors) >= degree + 2
-        walk = _Walk(self, outlook, anchors, degree)
+        walk = _Walk(self, seen)
         if measurable and not math.isfinite(defects[-1]):
             return Decision(walk.shortest, math.nan, finite=False)
         known = [
@@ -133,7 +116,7 @@ class Adaptive(Schedule):
             for i, defect in enumerate(defects)
             if i > degree
             and math.isfinite(defect)
-            and (horizon := _horizon(outlook.tau, anchors[:i], anchors[i], degree)) > 0
+            and (horizon := _horizon(seen.outlook.tau, anchors[:i], anchors[i], degree)) > 0
         ]
         if not known:
             if self.budget is None:
@@ -154,15 +137,14 @@ class Adaptive(Schedule):
 class _Walk:
     """Goes through the steps to come and sets full steps where the predicted error says so."""
 
-    def __init__(
-        self, rule: Adaptive, outlook: Outlook, anchors: Sequence[int], degree: int
-    ) -> None:
+    def __init__(self, rule: Adaptive, seen: Situation) -> None:
+        outlook = seen.outlook
         self.tau, self.weights = outlook.tau, outlook.weights
         self.min_gap, self.max_gap = rule.min_gap, rule.max_gap or len(outlook.tau) + 1
         ends = len(outlook.tau) - rule.last
         self.tail = ends if rule.tail is None else min(ends, rule.tail)
-        self.anchors = [*anchors[-degree - 1 :]]
-        self.degree = degree
+        self.degree = max(seen.degree, 0)
+        self.anchors = [*seen.anchors[-self.degree - 1 :]]
 
     @property
     def shortest(self) -> int:

@@ -1,112 +1,19 @@
-"""Schedules: at which steps a feature is computed in full.
-
-A schedule answers one question, `next_full`: after the full steps so far, which step is the next?
-Asked again at every full step, it serves fixed lists and step size controllers alike.
-"""
+"""Schedules that are known before anything runs: an interval, a list, a mask."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import sys
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from foca_dit.sampler import Outlook
+from foca_dit.schedules.base import NEVER, Schedule
 from foca_dit.schemes.base import fault, require_int
-
-NEVER = sys.maxsize
-"""What `next_full` returns when no further full step follows: later than any step."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What an adaptive schedule decided at a full step.
-
-    Attributes:
-        next_full: the next full step, or `NEVER`.
-        predicted: the error that the steps skipped until then are predicted to add to the final
-            sample, in the unit of the schedule's tolerance; NaN: no prediction.
-        finite: False if what was measured was not finite, so that the decision ignores it.
-    """
-
-    next_full: int
-    predicted: float = math.nan
-    finite: bool = True
-
-
-class Schedule(ABC):
-    """Decides, at each full step, when the next one is due.
-
-    Attributes:
-        uses_defects: True for schedules that adapt to the measured defects of the features.
-    """
-
-    uses_defects: ClassVar[bool] = False
-
-    @abstractmethod
-    def next_full(
-        self,
-        anchors: Sequence[int],
-        feature: int = 0,
-        defects: Sequence[float] | None = None,
-    ) -> int:
-        """The next step at which the feature is computed.
-
-        Args:
-            anchors: The feature's full steps since the last reset, strictly increasing; with
-                none, the answer is 0: the first step is always full.
-            feature: Index of the feature, for schedules that treat features differently.
-            defects: What commit measured at the latest full step, for adaptive schedules.
-
-        Returns:
-            A step after `anchors[-1]`, or `NEVER`.
-        """
-
-    def decide(
-        self,
-        anchors: Sequence[int],
-        defects: Sequence[float],
-        outlook: Outlook,
-        degree: int = 1,
-    ) -> Decision:
-        """One decision for all features, asked of schedules that use defects after a full step.
-
-        Args:
-            anchors: The full steps since the last reset, the one just computed included.
-            defects: For each anchor, how far the features were from what their history would have
-                forecast for it, relative to their norm; NaN where that could not be measured.
-            outlook: Times and weights of all steps, past and to come.
-            degree: The scheme's `exact_degree`.
-        """
-        return Decision(self.next_full(anchors, 0, defects[-1:]))
-
-    def full_steps(self, num_steps: int, feature: int = 0) -> tuple[int, ...]:
-        """All full steps out of `num_steps`; only for schedules that need no defects.
-
-        Raises:
-            ValueError: The schedule is adaptive, so its steps are not known beforehand.
-        """
-        if self.uses_defects:
-            raise ValueError(
-                f"{type(self).__name__}: the full steps of an adaptive schedule are known only "
-                "while it runs"
-            )
-        require_int(type(self).__name__, "num_steps", num_steps, 0)
-        anchors: list[int] = []
-        step = self.next_full(anchors, feature)
-        while step < num_steps:
-            anchors.append(step)
-            step = self.next_full(anchors, feature)
-        return tuple(anchors)
 
 
 @dataclass(frozen=True)
@@ -129,12 +36,7 @@ class Interval(Schedule):
         if self.tail is not None:
             require_int("Interval", "tail", self.tail, 0)
 
-    def next_full(
-        self,
-        anchors: Sequence[int],
-        feature: int = 0,
-        defects: Sequence[float] | None = None,
-    ) -> int:
+    def next_full(self, anchors: Sequence[int], feature: int = 0) -> int:
         if not anchors:
             return 0
         due = anchors[-1] + (1 if len(anchors) < self.warmup else self.interval)
@@ -179,12 +81,7 @@ class FullSteps(Schedule):
             raise ValueError(fault("FullSteps.load", "path", expected, str(path)))
         return cls(data["full_steps"])
 
-    def next_full(
-        self,
-        anchors: Sequence[int],
-        feature: int = 0,
-        defects: Sequence[float] | None = None,
-    ) -> int:
+    def next_full(self, anchors: Sequence[int], feature: int = 0) -> int:
         return _first_after(self.steps, anchors)
 
 
@@ -223,12 +120,7 @@ class StepMask(Schedule):
     def __hash__(self) -> int:
         return hash(self._steps)
 
-    def next_full(
-        self,
-        anchors: Sequence[int],
-        feature: int = 0,
-        defects: Sequence[float] | None = None,
-    ) -> int:
+    def next_full(self, anchors: Sequence[int], feature: int = 0) -> int:
         require_int("StepMask", "feature", feature, 0, len(self._steps) - 1)
         return _first_after(self._steps[feature], anchors)
 
