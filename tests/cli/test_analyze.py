@@ -4,21 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from foca_dit.calibration.files import load_scheme
 from foca_dit.cli.main import main
 
 WEIGHTS = str(Path(__file__).parents[2] / "examples/fashion_dit/weights")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_analyze_writes_figures_and_judges_claims(tmp_path, capsys):

@@ -19,14 +19,6 @@ WEIGHTS = Path(__file__).parents[2] / "examples/fashion_dit/weights"
 QUICK = ["--quick", "--samples", "2", "--steps", "20"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_a_tuned_plan_beats_the_uniform_interval_on_new_seeds(tmp_path, capsys):
     file = tmp_path / "plan.json"
     arguments = ["tune", str(WEIGHTS), "--budget", "6", *QUICK, "--out", str(file)]

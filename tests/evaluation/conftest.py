@@ -10,15 +10,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "layer"))
 from models import tiny_dit
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    """The models are tiny: a second thread only waits for the first."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def dit():
     """A DiT whose blocks do something: diffusers starts their gates near 0."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import diffusers
 from case import WIDTH
-from cases_image import BRIA, FLUX, FLUX2, HUNYUAN_IMAGE, LONGCAT, OVIS, PIXART, SD3, qwen
+from cases_image import BRIA, DIT, FLUX, FLUX2, HUNYUAN_IMAGE, LONGCAT, OVIS, PIXART, SD3, qwen
 from cases_video import ALLEGRO, COGVIDEOX, FRAMEPACK, HUNYUAN15, hunyuan, ltx, wan
 
-__all__ = ["CASES", "WIDTH"]
+__all__ = ["BY_NAME", "CASES", "WIDTH"]
 
 CASES = (
+    DIT,
     FLUX,
     BRIA,
     LONGCAT,
@@ -34,3 +35,4 @@ CASES = (
     HUNYUAN15,
     ALLEGRO,
 )
+BY_NAME = {case.name: case for case in CASES}

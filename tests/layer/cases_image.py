@@ -7,9 +7,19 @@ from typing import Any
 import diffusers
 import torch
 from case import Case, flow, inputs, randn
-from models import tiny_flux
+from models import tiny_dit, tiny_flux
 
 DUAL = ("attn", "ff", "ff_context")
+DIT = Case(
+    name="dit",
+    build=tiny_dit,
+    shape=(4, 8, 8),
+    features=3 * 2,
+    tokens=16,
+    inputs=inputs({"class_labels": torch.arange}),
+    wrapped={"transformer_blocks": ("attn1", "ff")},
+    modular=True,
+)
 FLUX = Case(
     name="flux",
     build=tiny_flux,

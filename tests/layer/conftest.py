@@ -1,15 +1,5 @@
 import pytest
-import torch
 from models import tiny_dit
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    """The models are tiny: a second thread only waits for the first."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

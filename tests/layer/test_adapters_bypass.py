@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from cases import CASES
+from cases import BY_NAME
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats
 from foca_dit.adapters.models import find_spec
 
-BY_NAME = {case.name: case for case in CASES}
 CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4)
 
 
@@ -72,6 +71,7 @@ def test_reference_tokens_of_flux2_run_uncached():
         assert torch.equal(model(**call)[0], expected)
 
 
+@pytest.mark.supports("IP-Adapter")
 def test_an_ip_adapter_is_told_from_the_call():
     case = BY_NAME["flux"]
 

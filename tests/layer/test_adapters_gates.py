@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from cases import CASES
+from cases import BY_NAME
 from literal import wrap
 
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats
@@ -13,7 +13,6 @@ from foca_dit.adapters.gates import linear_rows
 
 CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4)
 FULL_STEPS = (0, 1, 2, 6, 10)
-BY_NAME = {case.name: case for case in CASES}
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -47,6 +47,7 @@ def _check(model, granularity, call, unit):
     assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
 
 
+@pytest.mark.supports("granularity", "removal")
 @pytest.mark.parametrize(("name", "granularity"), PAIRS)
 def test_a_skipped_step_continues_what_the_model_computes(name, granularity):
     _, call, unit, granularities = GENERIC[name]
@@ -55,6 +56,7 @@ def test_a_skipped_step_continues_what_the_model_computes(name, granularity):
     _check(model, granularity, call, unit)
 
 
+@pytest.mark.supports("granularity", "removal")
 @pytest.mark.parametrize("granularity", ["stack", "output"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_so_do_the_models_that_are_cached_module_by_module(case, granularity):
@@ -90,6 +92,7 @@ def test_the_presets_module_granularity_gives_way_to_stack(name):
         apply_foca_cache(build(name), FoCaCacheConfig(granularity="module"))
 
 
+@pytest.mark.supports("ControlNet")
 @pytest.mark.parametrize(
     ("name", "extra"),
     [
@@ -163,9 +166,9 @@ def test_every_registered_block_class_is_accounted_for():
     TransformerBlockRegistry._register()
     assert {cls.__name__ for cls in TransformerBlockRegistry._registry} == set(STANDS_FOR)
     tested = {type(case.build()).__name__ for case in CASES} | set(GENERIC)
-    assert set(STANDS_FOR.values()) - {None} <= tested | {"DiTTransformer2DModel"}
+    assert set(STANDS_FOR.values()) - {None} <= tested
     # What the tables name is tested, too.
-    assert set(SPECS) | set(STACKS) <= tested | {"DiTTransformer2DModel"}
+    assert set(SPECS) | set(STACKS) <= tested
 
 
 # `timestep / 1000` and alike, as pipelines write it where they call their transformer.

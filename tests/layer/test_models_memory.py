@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 from case import WIDTH
-from cases import CASES
+from cases import BY_NAME
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -14,7 +14,6 @@ from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove
 from foca_dit.trajectory import FINGERPRINT_SIZE
 
 CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4)
-BY_NAME = {case.name: case for case in CASES}
 WATCHED = ("flux", "hunyuan-video-i2v-token-replace", "flux2", "wan", "cogvideox")
 RUN_LONG = ("flux", "wan")
 
@@ -53,6 +52,7 @@ def _live_tensors():
     return sum(1 for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter))
 
 
+@pytest.mark.supports("no leak")
 @pytest.mark.parametrize("granularity", ["module", "stack", "output"])
 @pytest.mark.parametrize("name", RUN_LONG)
 def test_a_hundred_generations_leak_nothing(name, granularity):

@@ -6,7 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from cases import CASES
+from cases import BY_NAME
 from diffusers import FluxTransformer2DModel
 from literal import wrap
 from models import flux_prompt, tiny_flux_pipeline
@@ -15,7 +15,6 @@ from PIL import Image
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
 
 CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4)
-BY_NAME = {case.name: case for case in CASES}
 WRAPPED = {
     "transformer_blocks": ("attn", "ff", "ff_context"),
     "single_transformer_blocks": ("proj_out",),

@@ -4,14 +4,13 @@ import itertools
 
 import pytest
 import torch
-from cases import CASES
+from cases import BY_NAME
 from models import tiny_dit_pipeline, tiny_flux_pipeline
 from test_guidance import _dit
 from test_persistence import _generate
 
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats
 
-BY_NAME = {case.name: case for case in CASES}
 GRANULARITIES = ("module", "stack", "output")
 # (frames, height, width) of the latent, batch
 VIDEOS = (((3, 4, 4), 1), ((5, 4, 4), 1), ((3, 8, 4), 1), ((3, 4, 8), 2), ((3, 4, 4), 1))

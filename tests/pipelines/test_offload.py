@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from cases import CASES
+from cases import BY_NAME
 from lanes import DIT, FLUX, PAPER, Lanes, assert_close
 from models import draw, draw_flux, tiny_dit, tiny_flux, tiny_flux_pipeline
 from test_persistence import _generate
 
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
 
-BY_NAME = {case.name: case for case in CASES}
 MODELS = {"dit": (tiny_dit, draw, DIT), "flux": (tiny_flux, draw_flux, FLUX)}
 
 
