@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from foca_dit.files import write_whole
 from foca_dit.plan import Plan
 from foca_dit.schemes.base import Scheme, Table, fault
 
@@ -125,7 +126,7 @@ class TunedPlan:
         data = json.loads(self.plan.to_json())
         data["tuned_for"] = {**asdict(self.target), "timesteps": list(self.target.timesteps)}
         data["report"] = dict(self.report)
-        write_whole(Path(path), json.dumps(data, indent=1, allow_nan=False) + "\n")
+        write_whole(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TunedPlan:
@@ -243,16 +244,6 @@ class Tabulated(Scheme):
 
     def _weights(self, tau: list[float], anchors: list[int], step: int) -> Table:
         return self.plan.weights(step)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file through a temporary one beside it: whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _is_number(value: object) -> bool:

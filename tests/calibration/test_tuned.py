@@ -200,11 +200,13 @@ def test_an_interrupted_save_leaves_the_old_file(plan, tmp_path, monkeypatch):
     file = tmp_path / "plan.json"
     file.write_text("old")
 
-    def interrupted(self, text):
-        self.write_bytes(text[:10].encode())
+    whole = type(file).write_bytes
+
+    def interrupted(self, content):
+        whole(self, content[:10])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(file), "write_text", interrupted)
+    monkeypatch.setattr(type(file), "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         plan.save(file)
     monkeypatch.undo()

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from foca_dit.analysis.metrics import psnr
+from foca_dit.cli.chart import write_picture
 from foca_dit.cli.main import main
 from foca_dit.plan import Plan
 from foca_dit.schemes import FoCa
@@ -93,3 +94,21 @@ def test_psnr():
     assert psnr(zeros + 0.02, zeros) == pytest.approx(40.0)
     with pytest.raises(ValueError, match=r"'images': expected shape \(2, 3\) like reference"):
         psnr(torch.zeros(3), zeros)
+
+
+def test_pictures_are_written_whole(tmp_path):
+    class Interrupted:
+        def save(self, stream, kind):
+            stream.write(b"half of")
+            raise KeyboardInterrupt
+
+    file = tmp_path / "a.png"
+    write_picture(Image.new("RGB", (3, 2)), file)
+    whole = file.read_bytes()
+    assert Image.open(file).size == (3, 2)
+    with pytest.raises(KeyboardInterrupt):
+        write_picture(Interrupted(), file)
+    assert file.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [file]
+    with pytest.raises(ValueError, match=r"\.png"):
+        write_picture(Image.new("RGB", (3, 2)), tmp_path / "a.nothing")

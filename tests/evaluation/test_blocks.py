@@ -15,7 +15,7 @@ from foca_dit.evaluation.blocks import (
     smallest_max_skip,
     with_rule,
 )
-from foca_dit.evaluation.setting import Absent
+from foca_dit.evaluation.setting import Absent, Setting
 
 
 def run(rule, values):
@@ -96,7 +96,7 @@ class Never(Rule):
 
 
 def test_a_rule_that_never_skips_changes_nothing(setting):
-    model, cache = with_rule(setting.model, Never())
+    model, cache = with_rule(setting, Never())
     assert torch.equal(setting.draw(model, begin=cache.begin).images, setting.draw().images)
 
 
@@ -109,7 +109,7 @@ def test_a_skipped_step_adds_the_last_change_of_the_span(dit):
         def skips(self, step, front, modulated):
             return step == 1
 
-    _, cache = with_rule(dit, Second())
+    _, cache = with_rule(Setting(dit), Second())
     blocks = dit.transformer_blocks
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(2, 1, 4, 32, generator=generator)
@@ -128,13 +128,13 @@ def test_a_skipped_step_adds_the_last_change_of_the_span(dit):
 
 def test_delta_dits_steps_are_counted_by_blocks(setting):
     rule = DeltaDiT(interval=4, cached=2, boundary=6)
-    model, cache = with_rule(setting.model, rule)
+    model, cache = with_rule(setting, rule)
     outcome = setting.draw(model, begin=cache.begin)
     assert outcome.cost.full_steps == pytest.approx(rule.full_steps(12, 3))
 
 
 def test_begin_starts_a_generation_afresh(setting):
-    model, cache = with_rule(setting.model, DBCache(0.5))
+    model, cache = with_rule(setting, DBCache(0.5))
     first = setting.draw(model, begin=cache.begin)
     assert cache.skipped  # else the test says nothing
     assert torch.equal(setting.draw(model, begin=cache.begin).images, first.images)

@@ -11,6 +11,7 @@ from foca_dit.evaluation.metrics import (
     gaussian,
     inception_score,
     ssim,
+    together,
 )
 
 
@@ -87,6 +88,14 @@ def test_gaussian_is_numpys():
     np.testing.assert_allclose(cov, np.cov(features.double().numpy(), rowvar=False))
     with pytest.raises(ValueError, match="n at least 2"):
         gaussian(features[:1])
+
+
+def test_moments_of_parts_make_those_of_the_whole():
+    features = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)) + torch.arange(5)
+    parts = [(len(part), *gaussian(part)) for part in features.split([7, 21, 12])]
+    count, mean, cov = together(parts)
+    assert count == 40
+    torch.testing.assert_close((mean, cov), gaussian(features), rtol=1e-12, atol=1e-12)
 
 
 def test_inception_score_is_between_1_and_the_number_of_classes():

@@ -112,6 +112,10 @@ def test_plans_that_cannot_work_are_refused(bad):
 
 def test_rows_are_chosen_by_words():
     assert {rival.name for rival in suite.choose(["unipc", "LEMICA"])} == {"UniPC-2", "LeMiCa"}
+    taken = suite.choose(["TaylorSeer-1", "log-snr"])  # a whole name is that row alone
+    assert {rival.name for rival in taken} == {
+        "TaylorSeer-1", "FoCa, c = 1/2, log-SNR", "FoCa, c = 3/4, log-SNR",
+    }  # fmt: skip
     with pytest.raises(ValueError, match="expected words out of"):
         suite.choose(["nonsense"])
 
@@ -163,9 +167,41 @@ def test_the_shipped_reference_is_of_real_images(shipped):
     itself = frechet_distance(judge.mean, judge.cov, judge.mean, judge.cov)
     assert itself == pytest.approx(0, abs=1e-5 * scale)
     noise = torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    scores = judge.scores(noise, torch.zeros(64, dtype=torch.long))
+    scores = judge.scores(judge.features(noise), torch.zeros(64, dtype=torch.long))
     assert scores["classifier_fid"] > scale
     assert 1 <= scores["classifier_is"] <= 10
+
+
+def test_fid_is_that_of_all_seeds_together(shipped, tmp_path, monkeypatch):
+    """Cut and resumed, it is still the distance of all images, not a mean of distances."""
+    from foca_dit.cli.demo import load
+    from foca_dit.evaluation.metrics import frechet_distance, gaussian
+
+    judge, seen = load_judge(shipped), []
+    model, _ = load(shipped / "weights")
+
+    def drawn(setting, budget):
+        outcome = setting.draw(steps=budget)
+        seen.append(judge.features(outcome.images))
+        if len(seen) == 2 and not (tmp_path / "cut").exists():
+            (tmp_path / "cut").touch()
+            seen.pop()
+            raise KeyboardInterrupt
+        return outcome
+
+    plan = suite.Plan((2,), 3, (0, 1), steps=3, rivals=(Rival("two", "", "", drawn),))
+    file = tmp_path / "rows.json"
+    with pytest.raises(KeyboardInterrupt):
+        suite.run(model, plan, suite.Results(file, "model"), judge)
+    suite.run(model, plan, suite.Results(file, "model"), judge)
+    pooled = suite.read(file)["pooled"]
+    assert [(row["row"], row["seeds"]) for row in pooled] == [("full run", [0, 1]), ("two", [0, 1])]
+    whole = frechet_distance(*gaussian(torch.cat(seen)), judge.mean, judge.cov)
+    assert pooled[1]["classifier_fid"] == pytest.approx(whole, rel=1e-6)
+    rows = [row["classifier_fid"] for row in suite.read(file)["rows"] if row["row"] == "two"]
+    assert pooled[1]["classifier_fid_by_seed"] == pytest.approx(rows)
+    assert whole < min(rows)
+    assert suite.Results(file, "model", fresh=True).moments.tensors == {}
 
 
 def test_a_judge_that_is_not_there_is_said_so(tmp_path):

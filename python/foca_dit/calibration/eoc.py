@@ -22,9 +22,9 @@ import torch
 
 from foca_dit import schemes
 from foca_dit.calibration.record import Trajectories, recording
+from foca_dit.files import write_whole
 from foca_dit.schedules import Schedule
 from foca_dit.schemes.base import Scheme, Table
-from foca_dit.tuned import write_whole
 
 PRIORS = ("difference", "ratio")
 FORMAT = "foca-eoc"
@@ -209,16 +209,11 @@ def tensors_beside(path: Path) -> Path:
 
 def save_eoc(scheme: EOC, path: Path, report: Mapping[str, Any]) -> None:
     """Writes `path` (JSON) and the priors beside it as `.safetensors`: the JSON last, and whole."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = tensors_beside(path)
-    part = tensors.with_name(tensors.name + ".part")
-    try:
-        named = {"/".join(map(str, key)): f.contiguous() for key, f in scheme.factors.items()}
-        save_file(named, part)
-        part.replace(tensors)
-    finally:
-        part.unlink(missing_ok=True)
+    named = {"/".join(map(str, key)): f.contiguous() for key, f in scheme.factors.items()}
+    write_whole(tensors, save(named))
     data = {
         "format": FORMAT,
         "base": schemes.describe(scheme.base),

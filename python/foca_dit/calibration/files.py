@@ -10,8 +10,8 @@ from typing import Any
 
 from foca_dit import schemes
 from foca_dit.calibration import eoc
+from foca_dit.files import write_whole
 from foca_dit.schemes.base import Scheme
-from foca_dit.tuned import write_whole
 
 GOC_FORMAT = "foca-goc"
 

@@ -19,7 +19,7 @@ from foca_dit.cli.demo import DEFAULT_MODEL, load
 from foca_dit.cli.tune import drawing
 from foca_dit.clock import NoiseLevels, make_clock
 from foca_dit.config import GRANULARITIES
-from foca_dit.tuned import write_whole
+from foca_dit.files import write_whole
 
 SCHEMES: dict[str, schemes.Scheme] = {
     "FoCa c=1": schemes.FoCa(feedback=1.0),
@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     """Draws, analyses, writes, and prints the claims."""
     from tqdm import tqdm
 
+    from foca_dit.cli.chart import write_picture
     from foca_dit.cli.figures import sheet
 
     samples = (4 if args.quick else 16) if args.samples is None else args.samples
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         "claims": [claim.as_dict() for claim in judged],
     }
     data["settings"].pop("run")
-    sheet(data).save(image)
+    write_picture(sheet(data), image)
     write_whole(args.out, json.dumps(_strict(data), indent=1, default=str) + "\n")
     for claim in judged:
         print(f"{claim.source}: {claim.claim}")

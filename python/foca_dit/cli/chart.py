@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from foca_dit.files import write_whole
 
 Points = Sequence[tuple[float, float]]
 
@@ -144,3 +148,17 @@ def stack(charts: Sequence[Image.Image], columns: int = 2) -> Image.Image:
     for index, chart in enumerate(charts):
         sheet.paste(chart, (index % columns * width, index // columns * height))
     return sheet
+
+
+def write_picture(image: Image.Image, path: Path) -> None:
+    """Writes a picture, whole or not at all, in the format that the name's ending says.
+
+    Raises:
+        ValueError: The ending is that of no format.
+    """
+    formats = Image.registered_extensions()
+    if path.suffix.lower() not in formats:
+        raise ValueError(f"expected a picture's name to end in .png or alike, got {path}")
+    content = io.BytesIO()
+    image.save(content, formats[path.suffix.lower()])
+    write_whole(path, content.getvalue())

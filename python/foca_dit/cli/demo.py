@@ -105,28 +105,20 @@ def run(args: argparse.Namespace) -> int:
     )
     rows = measure(model, scheduler, args)
     print(table(rows, args.images, args.steps))
+    from foca_dit.cli.chart import write_picture
     from foca_dit.cli.picture import draw
 
-    draw(rows, args.steps).save(args.out)
+    write_picture(draw(rows, args.steps), args.out)
     print(f"the same garments side by side: {args.out}")
     return 0
 
 
 def load(folder: Path) -> tuple[torch.nn.Module, Any]:
     """The trained transformer in float32 and its scheduler."""
-    if not (folder / "transformer").is_dir():
-        raise FileNotFoundError(
-            f"argument --model: expected a folder with transformer/ and scheduler/, got {folder}: "
-            "run it from a checkout of the repository, or name the folder"
-        )
-    import diffusers
+    from foca_dit.evaluation.trained import load_trained
 
-    diffusers.utils.logging.set_verbosity_error()
-    model = diffusers.DiTTransformer2DModel.from_pretrained(
-        folder / "transformer", torch_dtype=torch.float32, local_files_only=True
-    )
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
-    return model.eval(), scheduler
+    trained = load_trained(folder)
+    return trained.model, trained.scheduler
 
 
 def measure(model: torch.nn.Module, scheduler: Any, args: argparse.Namespace) -> list[Row]:

@@ -50,7 +50,10 @@ def add_to(commands: Any) -> None:
         help="compare with a run of N steps too (kept in the user's cache directory)",
     )
     parser.add_argument(
-        "--rows", nargs="+", metavar="WORD", help="only rows whose name contains one of these words"
+        "--rows",
+        nargs="+",
+        metavar="WORD",
+        help="only the row of that name, or else rows whose name contains one of these words",
     )
     parser.add_argument(
         "--judge",

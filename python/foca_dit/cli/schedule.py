@@ -8,6 +8,7 @@ from typing import Any
 
 from foca_dit import schemes
 from foca_dit.config import FoCaCacheConfig
+from foca_dit.files import write_whole
 from foca_dit.plan import Plan
 
 
@@ -41,6 +42,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"full steps ({len(full)} of {args.steps}): {', '.join(map(str, full))}")
     print(f"ideal speedup: {args.steps / len(full):.2f}x")
     if args.json:
-        args.json.write_text(plan.to_json())
+        write_whole(args.json, plan.to_json())
         print(f"plan written to {args.json}")
     return 0

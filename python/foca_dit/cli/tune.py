@@ -109,11 +109,12 @@ def run(args: argparse.Namespace) -> int:
     for budget in args.budget:
         print(f"written: {_file(args.out, budget, len(args.budget))}")
     if args.draw is not None:
+        from foca_dit.cli.chart import write_picture
         from foca_dit.cli.tradeoff import measure_rivals, picture
 
         lines = measure_rivals(model, of_model, seeds.check, args.granularity, args.steps)
         lines["tuned"] = [(len(p.plan.full_steps), p.report["check_psnr"]) for p in plans]
-        picture(lines, args.steps).save(args.draw)
+        write_picture(picture(lines, args.steps), args.draw)
         print(f"quality over full steps: {args.draw}")
     return 0
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foca_dit.evaluation.setting import Absent
+from foca_dit.evaluation.setting import Absent, Setting
 
 Span = tuple[int, int]
 
@@ -128,11 +128,15 @@ class BlockCache(torch.nn.Module):
             stream.append(self.blocks[index](stream[index], **arguments))
 
 
-def with_rule(model: torch.nn.Module, rule: Rule) -> tuple[torch.nn.Module, BlockCache]:
-    """A model that shares all weights with `model` and runs its blocks under a rule."""
-    other: Any = copy.copy(model)
-    other._modules = dict(model._modules)
-    cache = BlockCache(other._modules["transformer_blocks"], rule)
+def with_rule(setting: Setting, rule: Rule) -> tuple[torch.nn.Module, BlockCache]:
+    """A model that shares all weights with the setting's and runs its blocks under a rule.
+
+    Raises:
+        Absent: it is no `DiTTransformer2DModel`.
+    """
+    cache = BlockCache(setting.blocks, rule)
+    other: Any = copy.copy(setting.model)
+    other._modules = dict(setting.model._modules)
     other._modules["transformer_blocks"] = torch.nn.ModuleList([cache])
     return other, cache
 

@@ -87,6 +87,7 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     F.linear: _linear,
     F.scaled_dot_product_attention: _attention,
     F.conv2d: _convolution,
+    F.conv3d: _convolution,
     torch.matmul: _product,
     torch.Tensor.matmul: _product,
     torch.Tensor.__matmul__: _product,
@@ -132,7 +133,8 @@ def _entries(model: torch.nn.Module) -> tuple[list[torch.nn.Module], list[torch.
     feedforward: list[torch.nn.Module] = []
     for module in model.modules():
         query = getattr(getattr(module, "attn1", None), "to_q", None)
-        layers = getattr(getattr(module, "ff", None), "net", None)
+        feed = getattr(module, "ff", None) or getattr(module, "ffn", None)
+        layers = getattr(feed, "net", None)
         if isinstance(query, torch.nn.Module) and isinstance(layers, torch.nn.ModuleList):
             attention.append(query)
             feedforward.append(next(m for m in layers.modules() if isinstance(m, torch.nn.Linear)))

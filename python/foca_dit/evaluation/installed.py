@@ -207,8 +207,7 @@ def _cache_dit(config_name: str, **parameters: Any) -> Callable[[Setting, int], 
         if not hasattr(cache_dit, config_name):
             raise Absent(f"the installed cache-dit has no {config_name}")
         # Every skipped step costs its first block, so there are fewer full ones than the budget.
-        blocks: Any = setting.model.transformer_blocks
-        share = 1 / len(blocks)
+        share = 1 / len(setting.blocks)
         most = int((budget - setting.steps * share) / (1 - share))
         if most < 1:
             least = 1 + (setting.steps - 1) * share

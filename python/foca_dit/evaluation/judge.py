@@ -34,11 +34,14 @@ class Judge:
     cov: torch.Tensor
 
     @torch.inference_mode()
-    def scores(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        """Classifier-FID, classifier-IS and class accuracy of images [n, C, H, W] in [-1, 1]."""
-        features = torch.cat(
-            [self.classifier.features(part) for part in images.clamp(-1, 1).split(500)]
-        )
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """[n, D] of images [n, C, H, W] in [-1, 1]."""
+        parts = images.clamp(-1, 1).split(500)
+        return torch.cat([self.classifier.features(part) for part in parts])
+
+    @torch.inference_mode()
+    def scores(self, features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        """Classifier-FID, classifier-IS and class accuracy of images with these features."""
         logits = self.classifier.head(features)
         return {
             "classifier_fid": frechet_distance(*gaussian(features), self.mean, self.cov),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,8 +53,7 @@ def component_errors(setting: Setting, lags: int) -> Errors:
     """Relative L1 changes over 1 .. lags steps, by component, the mean over blocks."""
     kept: dict[str, list[list[torch.Tensor]]] = defaultdict(list)
     handles = []
-    blocks: Any = setting.model.transformer_blocks
-    for block in blocks:
+    for block in setting.blocks:
         for kind in KINDS:
             outputs: list[torch.Tensor] = []
             kept[kind].append(outputs)
@@ -104,8 +102,7 @@ def smoothcache(setting: Setting, budget: int) -> Outcome:
         except Absent:
             continue
         chosen = masks(threshold, lags)
-        blocks: Any = setting.model.transformer_blocks
-        table = np.array([chosen[kind] for _ in blocks for kind in KINDS]).T
+        table = np.array([chosen[kind] for _ in setting.blocks for kind in KINDS]).T
         taken = {kind: [s for s, full in enumerate(mask) if full] for kind, mask in chosen.items()}
         return own.placed(
             setting, StepMask(table), "module", threshold=threshold, lookahead=lags, taken=taken

@@ -8,9 +8,13 @@ Inception features.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
+
+Moments = tuple[int, torch.Tensor, torch.Tensor]
+"""Number of images, mean [D] and unbiased covariance [D, D] of their features."""
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -71,6 +75,17 @@ def gaussian(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         )
     features = features.double()
     return features.mean(0), features.T.cov()
+
+
+def together(parts: Sequence[Moments]) -> Moments:
+    """The moments of all images of disjoint parts, in float64."""
+    total = sum(count for count, _, _ in parts)
+    mean = sum((count * mean.double() for count, mean, _ in parts), torch.tensor(0.0)) / total
+    spread = torch.zeros_like(parts[0][2], dtype=torch.float64)
+    for count, part, cov in parts:
+        away = part.double() - mean
+        spread += (count - 1) * cov.double() + count * torch.outer(away, away)
+    return total, mean, spread / (total - 1)
 
 
 def frechet_distance(

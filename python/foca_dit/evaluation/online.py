@@ -95,7 +95,7 @@ def trace(setting: Setting) -> Trace:
 
 def _trace(setting: Setting) -> Trace:
     rule = _Watch()
-    model, cache = with_rule(setting.model, rule)
+    model, cache = with_rule(setting, rule)
     residuals: list[torch.Tensor] = []
     inputs: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
@@ -123,7 +123,7 @@ def _trace(setting: Setting) -> Trace:
 
 def under_rule(setting: Setting, rule: Rule, **details: Any) -> Outcome:
     """A generation under a rule."""
-    model, cache = with_rule(setting.model, rule)
+    model, cache = with_rule(setting, rule)
     drawn = setting.draw(model, begin=cache.begin, **details)
     taken = [step for step in range(setting.steps) if step not in cache.skipped]
     return dataclasses.replace(
@@ -210,8 +210,7 @@ def front_threshold(setting: Setting, budget: int, front: int = 1) -> float:
 
 def _front(setting: Setting, budget: int, front: int) -> float:
     fronts = trace(setting).fronts
-    blocks: Any = setting.model.transformer_blocks
-    distances = _distances(setting, fronts)
+    blocks, distances = setting.blocks, _distances(setting, fronts)
 
     def count(threshold: float) -> float:
         latest, full = 0, 1
@@ -241,8 +240,7 @@ def dbcache(setting: Setting, budget: int) -> Outcome:
 
 def delta_dit(setting: Setting, budget: int) -> Outcome:
     """Delta-DiT: interval and blocks closest to the budget, boundary at half the steps."""
-    modules: Any = setting.model.transformer_blocks
-    blocks, steps = len(modules), setting.steps
+    blocks, steps = len(setting.blocks), setting.steps
     choices = [
         (rule.full_steps(steps, blocks), rule)
         for interval in range(2, steps + 1)

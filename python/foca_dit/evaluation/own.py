@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,7 @@ def cached(setting: Setting, config: FoCaCacheConfig, **details: Any) -> Outcome
     With a state of its own, so that a schedule may skip the second step: a model left alone with
     its cache computes that one, to be sure how many calls make a step.
     """
-    scheduler = setting.euler()
+    scheduler = setting.sampler()
     pipeline = SimpleNamespace(transformer=setting.model, scheduler=scheduler)
     apply_foca_cache(pipeline, config)
     try:
@@ -44,28 +45,28 @@ def cached(setting: Setting, config: FoCaCacheConfig, **details: Any) -> Outcome
 
 
 def fewer_steps(setting: Setting, budget: int) -> Outcome:
-    """Euler with as many steps as the budget, no cache."""
-    return setting.draw(steps=budget, sampler="FlowMatchEulerDiscreteScheduler")
+    """The setting's sampler with as many steps as the budget, no cache."""
+    return setting.draw(steps=budget, sampler=type(setting.sampler()).__name__)
 
 
-def dpm_solver(setting: Setting, budget: int) -> Outcome:
-    """DPM-Solver++(2M) in flow form."""
-    from diffusers import DPMSolverMultistepScheduler
+def _solver(name: str) -> Callable[[Setting, int], Outcome]:
+    """A multistep solver of diffusers, in the form that the model's prediction needs."""
 
-    scheduler = DPMSolverMultistepScheduler(
-        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=setting.shift
-    )
-    return setting.draw(scheduler=scheduler, steps=budget, sampler="DPMSolverMultistepScheduler")
+    def run(setting: Setting, budget: int) -> Outcome:
+        import diffusers
 
+        kind, own = getattr(diffusers, name), setting.sampler()
+        if setting.is_flow:
+            scheduler = kind(
+                use_flow_sigmas=True,
+                prediction_type="flow_prediction",
+                flow_shift=own.config.shift,
+            )
+        else:
+            scheduler = kind.from_config(own.config)
+        return setting.draw(scheduler=scheduler, steps=budget, sampler=name)
 
-def unipc(setting: Setting, budget: int) -> Outcome:
-    """UniPC of order 2 in flow form."""
-    from diffusers import UniPCMultistepScheduler
-
-    scheduler = UniPCMultistepScheduler(
-        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=setting.shift
-    )
-    return setting.draw(scheduler=scheduler, steps=budget, sampler="UniPCMultistepScheduler")
+    return run
 
 
 def _uniform(
@@ -109,18 +110,20 @@ def placed(setting: Setting, schedule: Schedule, granularity: str, **details: An
 _SOLVER = "as many evaluations as the budget, no cache; diffusers' "
 
 SOLVERS = (
-    Rival("fewer steps", "no cache", _SOLVER + "FlowMatchEulerDiscreteScheduler", fewer_steps),
+    Rival("fewer steps", "no cache", _SOLVER + "sampler of the full run", fewer_steps),
     Rival(
         "DPM-Solver++(2M)",
         "no cache",
-        _SOLVER + "DPMSolverMultistepScheduler with use_flow_sigmas; Lu et al., arXiv:2211.01095",
-        dpm_solver,
+        _SOLVER + "DPMSolverMultistepScheduler (use_flow_sigmas for flow matching); Lu et al., "
+        "arXiv:2211.01095",
+        _solver("DPMSolverMultistepScheduler"),
     ),
     Rival(
         "UniPC-2",
         "no cache",
-        _SOLVER + "UniPCMultistepScheduler with use_flow_sigmas; Zhao et al., arXiv:2302.04867",
-        unipc,
+        _SOLVER + "UniPCMultistepScheduler (use_flow_sigmas for flow matching); Zhao et al., "
+        "arXiv:2302.04867",
+        _solver("UniPCMultistepScheduler"),
     ),
 )
 
@@ -142,6 +145,15 @@ UNIFORM = (
         "FoCa, c = 1/2, output only",
         schemes.FoCa(reading="rolling", feedback=0.5),
         granularity="output",
+    ),
+    *(
+        _uniform(
+            f"FoCa, c = {name}, log-SNR",
+            schemes.FoCa(reading="rolling", feedback=c),
+            granularity="stack",
+            time="log_snr",
+        )
+        for name, c in (("1/2", 0.5), ("3/4", 0.75))
     ),
 )
 

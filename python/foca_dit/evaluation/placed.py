@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from foca_dit.analysis.sampling import conditions
 from foca_dit.evaluation import own
 from foca_dit.evaluation.blocks import Modulated, Rule, with_rule
 from foca_dit.evaluation.online import trace
@@ -63,7 +64,7 @@ def segment_errors(setting: Setting, gap: int, images: int) -> dict[tuple[int, i
         rows = torch.cat([rows, batch + rows])
     states = [x[:images] for x in seen.inputs]
     labels = setting.calibration().labels[:images]
-    skipping, cache = with_rule(setting.model, _Given())
+    skipping, cache = with_rule(setting, _Given())
     span = (0, len(cache.blocks))
 
     def follow(model: torch.nn.Module, x: torch.Tensor, step: int) -> torch.Tensor:
@@ -106,12 +107,11 @@ def _velocity(
 ) -> torch.Tensor:
     """The (guided) prediction of a model at one step."""
     scale = setting.guidance_scale
+    told = conditions(model, labels, scale > 1, setting.tokens)
     if scale > 1:
-        config: Any = model.config
-        labels = torch.cat([labels, torch.full_like(labels, int(config.num_embeds_ada_norm))])
         x = torch.cat([x, x])
     timestep = torch.full((len(x),), 1000 * setting.sigmas[step])
-    output: torch.Tensor = model(x, timestep=timestep, class_labels=labels).sample
+    output: torch.Tensor = model(x, timestep=timestep, **told).sample
     if scale > 1:
         conditional, unconditional = output.chunk(2)
         output = torch.lerp(unconditional, conditional, scale)

@@ -18,13 +18,14 @@ from foca_dit.analysis.metrics import psnr
 from foca_dit.evaluation.installed import INSTALLED
 from foca_dit.evaluation.judge import Judge
 from foca_dit.evaluation.masked import MASKED
-from foca_dit.evaluation.metrics import SSIM_WINDOW, ssim
+from foca_dit.evaluation.metrics import SSIM_WINDOW, gaussian, ssim
+from foca_dit.evaluation.moments import MomentsFile, pool
 from foca_dit.evaluation.online import ONLINE
 from foca_dit.evaluation.own import ADAPTIVE, SOLVERS, UNIFORM
 from foca_dit.evaluation.placed import PLACED
 from foca_dit.evaluation.rival import Rival
 from foca_dit.evaluation.setting import Absent, Outcome, Setting
-from foca_dit.tuned import write_whole
+from foca_dit.files import write_whole
 
 RIVALS: tuple[Rival, ...] = (
     *SOLVERS,
@@ -120,6 +121,8 @@ class Results:
     def __init__(self, path: Path, model: str, fresh: bool = False) -> None:
         self.path, self.model = path, model
         self.rows: list[Row] = []
+        self.pooled: list[Row] = []
+        self.moments = MomentsFile(path.with_suffix(".moments.safetensors"), fresh)
         if path.exists() and not fresh:
             data = read(path)
             if data["model"] != model:
@@ -127,7 +130,7 @@ class Results:
                     f"eval: {path} holds rows of another model ({data['model']}): name another "
                     "file, or forget them with --fresh"
                 )
-            self.rows = data["rows"]
+            self.rows, self.pooled = data["rows"], data.get("pooled", [])
 
     def known(self, key: Row) -> bool:
         """Whether a row is there."""
@@ -136,7 +139,15 @@ class Results:
     def add(self, row: Row) -> None:
         """Keeps a row."""
         self.rows.append(row)
-        data = {"format": FORMAT, "model": self.model, "rows": self.rows}
+        self._write()
+
+    def pool(self, judge: Judge) -> None:
+        """Keeps the FID over all seeds of every row that has several."""
+        self.pooled = pool(self.rows, self.moments, judge)
+        self._write()
+
+    def _write(self) -> None:
+        data = {"format": FORMAT, "model": self.model, "rows": self.rows, "pooled": self.pooled}
         write_whole(self.path, json.dumps(data, indent=1) + "\n")
 
 
@@ -191,40 +202,29 @@ def run(
                 )
                 started = setting.draw()
                 far = _reference(setting, plan.reference_steps, results.model)
-                if rival is None:
-                    row = _row(started, started.images, far, setting, judge)
-                    results.add({**key, **row, "group": FULL, "environment": sources})
                 bench = (place, setting, started.images, far)
-            if rival is not None:
-                _, setting, full, far = bench
-                row = _measure(rival, key["budget"], setting, full, far, judge)
-                results.add({**key, **row, "group": rival.group, "environment": sources})
+            _, setting, full, far = bench
+            group = FULL if rival is None else rival.group
+            row = {**key, "group": group, "environment": sources}
+            try:
+                outcome = started if rival is None else rival.run(setting, key["budget"])
+            except Absent as reason:
+                results.add({**row, "absent": str(reason)})
+            else:
+                row |= _row(outcome, full, far)
+                if judge is not None:
+                    features = judge.features(outcome.images)
+                    row |= judge.scores(features, setting.labels)
+                    if len(plan.seeds) > 1:
+                        results.moments.add(key, (len(features), *gaussian(features)))
+                results.add(row)
         if tick is not None:
             tick()
+    if judge is not None and len(plan.seeds) > 1:
+        results.pool(judge)
 
 
-def _measure(
-    rival: Rival,
-    budget: int,
-    setting: Setting,
-    full: torch.Tensor,
-    far: torch.Tensor | None,
-    judge: Judge | None,
-) -> Row:
-    try:
-        outcome = rival.run(setting, budget)
-    except Absent as reason:
-        return {"absent": str(reason)}
-    return _row(outcome, full, far, setting, judge)
-
-
-def _row(
-    outcome: Outcome,
-    full: torch.Tensor,
-    far: torch.Tensor | None,
-    setting: Setting,
-    judge: Judge | None,
-) -> Row:
+def _row(outcome: Outcome, full: torch.Tensor, far: torch.Tensor | None) -> Row:
     images, cost, count = outcome.images, outcome.cost, len(outcome.images)
     row: Row = {
         "full_steps": cost.full_steps / outcome.batches,
@@ -239,8 +239,6 @@ def _row(
         row["ssim"] = ssim(images, full)
     if far is not None:
         row["psnr_reference"] = psnr(images, far)
-    if judge is not None:
-        row |= judge.scores(images, setting.labels)
     return {name: _plain(value) for name, value in row.items()}
 
 
@@ -298,16 +296,20 @@ def environment() -> dict[str, Any]:
     }
 
 
-def choose(names: Sequence[str]) -> tuple[Rival, ...]:
-    """The rows whose names contain one of these words, whatever the case.
+def choose(words: Sequence[str]) -> tuple[Rival, ...]:
+    """The row of that very name, or else those whose names contain the word, whatever the case.
 
     Raises:
         ValueError: a word that is in no name; the message lists all names.
     """
-    for word in names:
-        if not any(word.lower() in rival.name.lower() for rival in RIVALS):
+    chosen: set[str] = set()
+    for word in words:
+        names = [rival.name for rival in RIVALS if word.lower() == rival.name.lower()]
+        names = names or [rival.name for rival in RIVALS if word.lower() in rival.name.lower()]
+        if not names:
             listed = ", ".join(rival.name for rival in RIVALS)
             raise ValueError(
                 f"eval: argument '--rows': expected words out of: {listed}; got {word!r}"
             )
-    return tuple(r for r in RIVALS if any(word.lower() in r.name.lower() for word in names))
+        chosen.update(names)
+    return tuple(rival for rival in RIVALS if rival.name in chosen)

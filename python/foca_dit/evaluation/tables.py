@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foca_dit.evaluation.suite import FULL, Row
-from foca_dit.tuned import write_whole
+from foca_dit.files import write_whole
 
 MARKERS = re.compile(r"(<!-- eval:begin -->\n).*?(<!-- eval:end -->)", re.DOTALL)
 

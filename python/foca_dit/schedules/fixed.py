@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from foca_dit.files import write_whole
 from foca_dit.schedules.base import NEVER, Schedule
 from foca_dit.schemes.base import fault, require_int
 
@@ -65,8 +66,8 @@ class FullSteps(Schedule):
         object.__setattr__(self, "steps", steps)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the list as JSON, `{"full_steps": [..]}`."""
-        Path(path).write_text(json.dumps({"full_steps": list(self.steps)}) + "\n")
+        """Writes the list as JSON, `{"full_steps": [..]}`: whole or not at all."""
+        write_whole(path, json.dumps({"full_steps": list(self.steps)}) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FullSteps:
