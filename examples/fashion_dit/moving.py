@@ -45,7 +45,7 @@ def moving_clips(
     grid = F.affine_grid(
         theta.flatten(0, 1), [len(images) * frames, 1, FRAME_SIZE, FRAME_SIZE], align_corners=False
     )
-    # At half the size, so that the zoom out does not alias; 0 is the background, inside and outside.
+    # At half the size, so that the zoom out does not alias; 0 is the background, around it too.
     garments = F.avg_pool2d(images + 1, 2).repeat_interleave(frames, 0)
     moved = F.grid_sample(garments, grid, align_corners=False) - 1
     return moved.unflatten(0, (len(images), frames)).transpose(1, 2)

@@ -44,7 +44,8 @@ def noise_prediction_loss(
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0], steps=1500, batch=64, peak_lr=5e-4)
+    doc = __doc__.splitlines()[0]
+    parser = arguments(doc, steps=600, batch=64, peak_lr=5e-4, warmup=50)
     parser.add_argument("--start", type=Path, default=START, help="the trained flow model")
     args = parser.parse_args()
     images, labels = load_fashion_mnist("train", args.data)

@@ -52,7 +52,8 @@ def class_tokens(seed: int = 0) -> torch.Tensor:
 
 
 def main() -> None:
-    args = arguments(__doc__.splitlines()[0], steps=1500, batch=64, peak_lr=2e-3).parse_args()
+    doc = __doc__.splitlines()[0]
+    args = arguments(doc, steps=1500, batch=32, peak_lr=2e-3, warmup=100).parse_args()
     images, labels = load_fashion_mnist("train", args.data)
     tokens = class_tokens(args.seed)
     torch.manual_seed(args.seed)

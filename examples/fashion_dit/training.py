@@ -19,10 +19,12 @@ from torch.optim.swa_utils import AveragedModel
 
 LABEL_DROPOUT = 0.1
 EMA_DECAY = 0.999
-SHOW_EVERY, SAVE_EVERY = 50, 250
+SHOW_EVERY, SAVE_EVERY = 50, 100
 
 
-def arguments(description: str, steps: int, batch: int, peak_lr: float) -> argparse.ArgumentParser:
+def arguments(
+    description: str, steps: int, batch: int, peak_lr: float, warmup: int = 200
+) -> argparse.ArgumentParser:
     """The options of every training script; a script may add its own."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoint and weights")
@@ -30,11 +32,12 @@ def arguments(description: str, steps: int, batch: int, peak_lr: float) -> argpa
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--peak-lr", type=float, default=peak_lr)
+    parser.add_argument("--warmup", type=int, default=warmup, help="steps")
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
+def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     """Linear warm-up, then a cosine down to 1 % of the peak."""
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -114,7 +117,7 @@ def train(
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.peak_lr)
+            group["lr"] = learning_rate(step, args.steps, args.peak_lr, args.warmup)
         with sdpa_kernel(SDPBackend.MATH):  # for so few tokens a quarter faster than the fused one
             loss = loss_of(model, generator)
             loss.backward()
@@ -144,6 +147,7 @@ def train(
                 "steps": done,
                 "batch": args.batch,
                 "peak_lr": args.peak_lr,
+                "warmup": args.warmup,
                 "seed": args.seed,
                 "ema_decay": EMA_DECAY,
                 "label_dropout": LABEL_DROPOUT,

@@ -24,3 +24,29 @@ def psnr(images: torch.Tensor, reference: torch.Tensor, data_range: float = 2.0)
         )
     error = (images.double() - reference.double()).square().mean().item()
     return math.inf if error == 0 else 10 * math.log10(data_range**2 / error)
+
+
+def frame_psnr(
+    clips: torch.Tensor, reference: torch.Tensor, data_range: float = 2.0
+) -> list[float]:
+    """`psnr` of each frame of clips [B, C, F, H, W], over all clips together."""
+    frames = zip(_frames(clips), _frames(reference), strict=True)
+    return [psnr(frame, other, data_range) for frame, other in frames]
+
+
+def temporal_psnr(clips: torch.Tensor, reference: torch.Tensor, data_range: float = 2.0) -> float:
+    """`psnr` of the changes from frame to frame of clips [B, C, F, H, W]: is the motion the same?
+
+    Flicker shows here: an error that stays from frame to frame does not count, one that changes its
+    sign counts twice.
+    """
+    return psnr(_frames(clips).diff(dim=0), _frames(reference).diff(dim=0), data_range)
+
+
+def _frames(clips: torch.Tensor) -> torch.Tensor:
+    """[F, B, C, H, W]."""
+    if clips.dim() != 5:
+        raise ValueError(
+            f"argument 'clips': expected [B, C, F, H, W], got shape {tuple(clips.shape)}"
+        )
+    return clips.movedim(2, 0)

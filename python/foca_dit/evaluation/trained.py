@@ -1,0 +1,123 @@
+"""Trained models in folders, and the settings that this project's figures are measured in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foca_dit.evaluation.setting import Setting
+
+TOKENS = "class_tokens.safetensors"
+SAMPLING = "sampling.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A class-conditional diffusion model and its sampler.
+
+    Attributes:
+        model: a transformer of diffusers, without a cache.
+        scheduler: of diffusers; None: Euler steps of flow matching.
+        shape: of one sample; None: what the model's configuration says.
+        tokens: what a video model is given for a class; None: the class itself.
+    """
+
+    model: torch.nn.Module
+    scheduler: Any = None
+    shape: tuple[int, ...] | None = None
+    tokens: torch.Tensor | None = None
+
+    @property
+    def shift(self) -> float | None:
+        """Of the flow schedule; None: the model is no flow model."""
+        if self.scheduler is None:
+            return 1.0
+        shift = getattr(self.scheduler.config, "shift", None)
+        return None if shift is None else float(shift)
+
+    def setting(self, shift: float | None = None, **given: Any) -> Setting:
+        """A setting of this model.
+
+        Args:
+            shift: of the flow schedule; None: the scheduler's own.
+            given: what else `Setting` takes: steps, guidance_scale, seed, images, ..
+
+        Raises:
+            ValueError: a shift for a model that has none.
+        """
+        scheduler = self.scheduler
+        if shift is not None and shift != self.shift:
+            if self.shift is None:
+                raise ValueError(
+                    "Trained.setting: argument 'shift': expected None for "
+                    f"{type(scheduler).__name__}, got {shift}"
+                )
+            if scheduler is not None:
+                scheduler = type(scheduler).from_config(scheduler.config, shift=shift)
+            given["shift"] = shift
+        return Setting(
+            self.model, scheduler=scheduler, shape=self.shape, tokens=self.tokens, **given
+        )
+
+
+def load_trained(folder: Path) -> Trained:
+    """Reads `transformer/`, `scheduler/` and, where they are, class tokens and `sampling.json`.
+
+    Returns:
+        The model in float32, in eval mode.
+
+    Raises:
+        FileNotFoundError: the folder is no such folder.
+    """
+    for part in ("transformer", "scheduler"):
+        if not (folder / part).is_dir():
+            raise FileNotFoundError(
+                f"argument --model: expected a folder with transformer/ and scheduler/, got "
+                f"{folder}: run it from a checkout of the repository, or name the folder"
+            )
+    import diffusers
+    from safetensors.torch import load_file
+
+    diffusers.utils.logging.set_verbosity_error()
+    config = json.loads((folder / "transformer/config.json").read_text())
+    model = getattr(diffusers, config["_class_name"]).from_pretrained(
+        folder / "transformer", torch_dtype=torch.float32, local_files_only=True
+    )
+    config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+    scheduler = getattr(diffusers, config["_class_name"]).from_pretrained(folder / "scheduler")
+    tokens = load_file(folder / TOKENS)["tokens"] if (folder / TOKENS).exists() else None
+    shape = None
+    if (folder / SAMPLING).exists():
+        shape = tuple(json.loads((folder / SAMPLING).read_text())["shape"])
+    return Trained(model.eval(), scheduler, shape, tokens)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A setting as data: another one is a line in `SETTINGS`.
+
+    Attributes:
+        folder: of the model, from the repository's root.
+        shift: of the flow schedule; None: the scheduler's own.
+        guidance_scale: classifier-free guidance; 1: none.
+        images: samples in which a figure is taken.
+    """
+
+    folder: str
+    shift: float | None = None
+    guidance_scale: float = 1.0
+    images: int = 128
+
+
+SETTINGS = {
+    "flow-1": Known("examples/fashion_dit/weights", shift=1.0),
+    "flow-3": Known("examples/fashion_dit/weights", shift=3.0),
+    "noise": Known("examples/fashion_dit/weights-noise", guidance_scale=1.5),
+    "video": Known("examples/fashion_dit/weights-video", images=16),
+}
+"""Flow matching at two shifts; noise prediction with DDIM and guidance, as the paper has DiT-XL/2;
+and flow matching on video."""

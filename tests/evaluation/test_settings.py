@@ -1,0 +1,131 @@
+"""Settings that are not the flow model's: noise prediction under DDIM, and video."""
+
+import math
+from types import SimpleNamespace
+
+import diffusers
+import pytest
+import torch
+
+from foca_dit.analysis.metrics import frame_psnr, psnr, temporal_psnr
+from foca_dit.analysis.sampling import conditions
+from foca_dit.evaluation.online import teacache
+from foca_dit.evaluation.own import SOLVERS, adaptive
+from foca_dit.evaluation.placed import meancache
+from foca_dit.evaluation.rival import Rival
+from foca_dit.evaluation.setting import Absent
+from foca_dit.evaluation.suite import RIVALS
+from foca_dit.evaluation.trained import Trained
+
+
+@pytest.fixture(scope="session")
+def noise_model(dit):
+    return Trained(dit, diffusers.DDIMScheduler(clip_sample=False))
+
+
+@pytest.fixture(scope="session")
+def video_model():
+    torch.manual_seed(0)
+    model = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=1,
+        out_channels=1,
+        text_dim=8,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=3,
+        rope_max_seq_len=32,
+    ).eval()
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return Trained(model, scheduler, (1, 3, 12, 12), torch.randn(5, 1, 8))
+
+
+def row(name: str) -> Rival:
+    return next(rival for rival in RIVALS if rival.name == name)
+
+
+def test_the_null_class_is_the_last_row(dit, video_model):
+    labels = torch.tensor([0, 2])
+    assert conditions(dit, labels, True)["class_labels"].tolist() == [0, 2, 10, 10]
+    told = conditions(video_model.model, labels, True, video_model.tokens)["encoder_hidden_states"]
+    torch.testing.assert_close(told, video_model.tokens[[0, 2, 4, 4]])
+
+
+@pytest.mark.parametrize("name", ["noise_model", "video_model"])
+def test_caches_run_and_count(name, request):
+    """Full steps counted inside the model: the adaptive rows keep the budget, a uniform one too."""
+    trained = request.getfixturevalue(name)
+    setting = trained.setting(steps=14, images=2, guidance_scale=1.5)
+    full = setting.draw()
+    assert full.cost.full_steps == 14
+    assert full.images.shape == setting.noise.shape
+    for rival, budget in ((row("FoCa, adaptive interval"), 7), (row("TaylorSeer-1"), 8)):
+        outcome = rival.run(setting, budget)
+        assert 1 < outcome.cost.full_steps <= budget
+        assert 15 < psnr(outcome.images, full.images) < math.inf
+
+
+def test_the_adaptive_interval_knows_the_steps_of_ddim(noise_model):
+    """Without the scheduler's timesteps a budget is missed; DDIM's lie between 0 and 999."""
+    outcome = adaptive(noise_model.setting(steps=20, images=2), 9)
+    assert outcome.cost.full_steps == 9
+    assert outcome.details["taken"][:2] == [0, 1]
+
+
+class Gaussian(torch.nn.Module):
+    """The exact noise prediction for data of standard deviation 2."""
+
+    def __init__(self, scheduler):
+        super().__init__()
+        self.config = SimpleNamespace(in_channels=1, sample_size=4, num_embeds_ada_norm=10)
+        self.abar = scheduler.alphas_cumprod
+
+    def variance(self, t):
+        return 4 * self.abar[t] + 1 - self.abar[t]
+
+    def forward(self, x, timestep, class_labels):
+        t = timestep[0].long()
+        return SimpleNamespace(sample=x * (1 - self.abar[t]).sqrt() / self.variance(t))
+
+
+@pytest.mark.parametrize("rival", SOLVERS, ids=lambda rival: rival.name)
+def test_solvers_take_the_form_that_the_model_needs(rival):
+    """In many steps they find the exact solution of a Gaussian; in the flow form they would not."""
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    model = Gaussian(scheduler)
+    setting = Trained(model, scheduler).setting(steps=200, images=4)
+    errors = []
+    for budget in (20, 100):
+        first = 1000 - 1000 // budget if rival.name == "fewer steps" else 999
+        exact = setting.noise * 2 / model.variance(first).sqrt()
+        errors.append(float((rival.run(setting, budget).images - exact).abs().mean()))
+    assert errors[1] < 0.03
+    assert errors[1] < errors[0]
+
+
+def test_rivals_that_cannot_are_absent(noise_model, video_model):
+    with pytest.raises(Absent, match="flow matching"):
+        meancache(noise_model.setting(steps=8, images=2), 4)
+    with pytest.raises(Absent, match="WanTransformer3DModel"):
+        teacache(video_model.setting(steps=8, images=2), 4)
+
+
+def test_only_a_flow_model_has_a_shift(noise_model, video_model):
+    assert (noise_model.shift, video_model.shift) == (None, 3.0)
+    with pytest.raises(ValueError, match="'shift': expected None for DDIMScheduler"):
+        noise_model.setting(shift=2.0)
+    assert video_model.setting(shift=1.5, steps=4).sampler().config.shift == 1.5
+    assert video_model.setting(steps=4).sigmas[1] == pytest.approx(3 / 4 * 3 / (1 + 2 * 3 / 4), 0.1)
+
+
+def test_metrics_of_clips():
+    clip = torch.zeros(2, 1, 4, 5, 5)
+    still = clip + 0.1  # the same error in every frame: no motion in it
+    assert frame_psnr(still, clip) == pytest.approx([10 * math.log10(4 / 0.01)] * 4, abs=1e-4)
+    assert temporal_psnr(still, clip) == math.inf
+    flicker = clip + 0.1 * torch.tensor([1.0, -1, 1, -1]).view(1, 1, 4, 1, 1)
+    assert temporal_psnr(flicker, clip) == pytest.approx(10 * math.log10(4 / 0.04), abs=1e-4)
+    with pytest.raises(ValueError, match=r"expected \[B, C, F, H, W\]"):
+        frame_psnr(clip[0], clip[0])
