@@ -77,7 +77,8 @@ def apply_foca_cache(
                 "replaces what its blocks compute: take that out first (model.disable_cache())"
             )
     state = CacheState(config, restartable=True)
-    install.install(model, spec, granularity, state, NoiseLevels.of(scheduler, spec.timestep_scale))
+    levels = NoiseLevels.of(scheduler, spec.timestep_scale, spec.time_runs_up)
+    install.install(model, spec, granularity, state, levels)
     return model
 
 
@@ -103,9 +104,10 @@ def foca_cache_stats(model_or_pipeline: Any, state: CacheState | None = None) ->
     model, _ = _transformer(model_or_pipeline)
     hook = _hook(model)
     states = hook.states if state is None else (state,)
+    counts = hook.counts() if state is None else state.stats
     state = states[0]
     return {
-        **state.stats.as_dict(),
+        **counts.as_dict(),
         "nbytes": sum(each.nbytes for each in states),
         "features": hook.features,
         "granularity": hook.granularity,

@@ -12,6 +12,18 @@ import numpy as np
 from foca_dit import times
 
 
+def _of_quarter_log(timestep: float) -> float:
+    return math.exp(4 * timestep)
+
+
+# Schedulers of EDM's kind noise as x = data + sigma noise and call the model with a function of
+# sigma (their `precondition_noise`): its inverse, by their class.
+_SIGMA_OF_EDM: dict[str, Callable[[float], float]] = {
+    "EDMEulerScheduler": _of_quarter_log,
+    "EDMDPMSolverMultistepScheduler": _of_quarter_log,
+}
+
+
 @dataclass(frozen=True)
 class NoiseLevels:
     """What a model's timestep means.
@@ -20,8 +32,11 @@ class NoiseLevels:
         timestep_scale: the timestep of sigma 1 in a flow-matching model (1000 in most, 1 in FLUX).
         alpha_bar: for DDPM-type models, the cumulative product of the alphas by timestep [T];
             None for flow matching.
-        prediction: what the model predicts: "flow" (the velocity of flow matching), or one of
-            diffusers' "epsilon", "v_prediction", "sample".
+        prediction: what the model predicts: "flow" (the velocity of flow matching), "edm" (EDM's
+            preconditioned output), or one of diffusers' "epsilon", "v_prediction", "sample".
+        runs_up: whether timestep 0 is pure noise and `timestep_scale` the data (Lumina, Mochi).
+        sigma_of: for EDM, the noise's standard deviation at a timestep, the data's being near 1.
+        sigma_data: the data's standard deviation that EDM's preconditioning assumes.
         scheduler: the diffusers scheduler of the pipeline, which knows the steps to come; None for
             a bare model.
     """
@@ -29,28 +44,56 @@ class NoiseLevels:
     timestep_scale: float = 1000.0
     alpha_bar: tuple[float, ...] | None = None
     prediction: str = "flow"
+    runs_up: bool = False
+    sigma_of: Callable[[float], float] | None = None
+    sigma_data: float = 1.0
     scheduler: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, scheduler: Any, timestep_scale: float) -> NoiseLevels:
-        """Reads them off a diffusers scheduler (None: flow matching)."""
+    def of(cls, scheduler: Any, timestep_scale: float, runs_up: bool = False) -> NoiseLevels:
+        """Reads them off a diffusers scheduler (None: flow matching) and off the model's table."""
         table = getattr(scheduler, "alphas_cumprod", None)
         config = getattr(scheduler, "config", None)
         prediction = getattr(config, "prediction_type", "epsilon")
         # UniPC, DPM-Solver and alike have a table in any case: Wan's and Sana's leave it unused.
         is_flow = prediction == "flow_prediction" or getattr(config, "use_flow_sigmas", False)
-        if table is None or is_flow:
-            return cls(timestep_scale, scheduler=scheduler)
-        return cls(timestep_scale, tuple(float(v) for v in table), prediction, scheduler)
+        if table is not None and not is_flow:
+            alphas = tuple(float(v) for v in table)
+            return cls(timestep_scale, alphas, prediction, scheduler=scheduler)
+        if (sigma_of := _SIGMA_OF_EDM.get(type(scheduler).__name__)) is not None:
+            return cls(
+                timestep_scale,
+                prediction="edm",
+                sigma_of=sigma_of,
+                sigma_data=scheduler.config.sigma_data,
+                scheduler=scheduler,
+            )
+        upwards = runs_up or getattr(config, "invert_sigmas", False)
+        return cls(timestep_scale, runs_up=upwards, scheduler=scheduler)
 
     @property
     def largest(self) -> float:
-        """The timestep of pure noise."""
+        """The largest timestep."""
         return self.timestep_scale if self.alpha_bar is None else float(len(self.alpha_bar) - 1)
 
+    def covers(self, timestep: float) -> bool:
+        """Whether a noise level belongs to this timestep, but for rounding; if not, none is known.
+
+        A model may be called with something else than its kind usually is: EDM's c_noise, say,
+        without the scheduler that tells.
+        """
+        if self.sigma_of is not None:
+            return math.isfinite(timestep)
+        slack = self.largest / 64  # timesteps in bfloat16
+        return -slack <= timestep <= self.largest + slack
+
     def sigma(self, timestep: float) -> float:
-        """The noise share of flow matching, in [0, 1]."""
-        return min(max(timestep / self.timestep_scale, 0.0), 1.0)
+        """The noise share of flow matching, in [0, 1]; of EDM, brought to the same form."""
+        if self.sigma_of is not None:
+            noise = self.sigma_of(timestep)
+            return noise / (1.0 + noise)
+        share = min(max(timestep / self.timestep_scale, 0.0), 1.0)
+        return 1.0 - share if self.runs_up else share
 
     def cumulative(self, timestep: float) -> float:
         """abar of a DDPM-type model, between the table's entries too."""
@@ -82,11 +125,13 @@ class NoiseLevels:
         steps = self.table
         if steps is None or len(steps) == 0:
             return None
-        unit = 1.0
-        if self.alpha_bar is None:
-            config = getattr(self.scheduler, "config", None)
-            unit = self.timestep_scale / getattr(config, "num_train_timesteps", 1000)
-        return tuple(unit * float(t) for t in steps.tolist())
+        if self.alpha_bar is not None or self.sigma_of is not None:
+            return tuple(float(t) for t in steps.tolist())
+        config = getattr(self.scheduler, "config", None)
+        unit = self.timestep_scale / getattr(config, "num_train_timesteps", 1000)
+        flipped = self.runs_up and not getattr(config, "invert_sigmas", False)
+        model_steps = (unit * float(t) for t in steps.tolist())
+        return tuple(self.timestep_scale - t if flipped else t for t in model_steps)
 
 
 Clock = Callable[[float, int], float]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import torch
 
@@ -23,7 +23,38 @@ OUT_OF_ORDER = (
     UNSEEN,
     "a finished step was called again",
 )
+_BY_NOISE = ("sigma", "log_snr")  # time variables that are read off noise levels
 LEFT_OUT = "the guidance branch was left out of a step"
+OFF_SCALE = "the timestep left the range that noise levels are known for"
+UNTIMED = (
+    "timesteps like {:.3g} are not from 0 to {:g}, so their noise levels are not known: give "
+    "apply_foca_cache the pipeline, whose scheduler tells them, or register_adapter a table"
+)
+
+
+class _Family:
+    """What the states of one model have in common, one state in every thread.
+
+    Attributes:
+        states: those of the threads that are alive.
+    """
+
+    def __init__(self) -> None:
+        self.states: WeakSet[CacheState] = WeakSet()
+        self._departed: list[CacheStats] = []
+
+    def take_in(self, state: CacheState) -> None:
+        self.states.add(state)
+        # The counts outlive the thread. Finalizers run anywhere, so this one only appends.
+        finalize(state, self._departed.append, state.stats).atexit = False
+
+    def departed(self) -> CacheStats:
+        """The counts of all threads that are gone, folded into one."""
+        total = CacheStats()
+        while self._departed:
+            total.add(self._departed.pop())
+        self._departed.append(total)
+        return total
 
 
 class Branch:
@@ -34,9 +65,14 @@ class Branch:
     """
 
     def __init__(
-        self, trajectory: Trajectory, histories: FeatureHistories, levels: NoiseLevels
+        self,
+        trajectory: Trajectory,
+        histories: FeatureHistories,
+        levels: NoiseLevels,
+        timed: bool = True,
     ) -> None:
         self.trajectory = trajectory
+        self.timed = timed  # by noise levels; else by step indices
         self.histories = histories
         self._levels, self._table = levels, levels.table
         self._table_steps: tuple[float, ...] | None = None
@@ -122,20 +158,20 @@ class CacheState:
         self._decision: tuple[Trajectory, tuple[int, ...], Decision] | None = None
         self._generation = Generation(self.stats)
         self._warned = False
-        self._siblings: WeakSet[CacheState] = WeakSet()
+        self._family = _Family()
 
     def sibling(self) -> CacheState:
-        """An empty state with the same settings, model and counts, for another thread."""
-        other = self.anew(self.stats)
-        self._siblings.add(other)
+        """An empty state with the same settings and model, for another thread."""
+        other = self.anew()
+        self._family.take_in(other)
         return other
 
-    def anew(self, stats: CacheStats | None = None) -> CacheState:
+    def anew(self) -> CacheState:
         """An empty state with the same settings and model."""
         other = CacheState.__new__(CacheState)
         other.__dict__.update(self.__dict__)
-        other.stats = CacheStats() if stats is None else stats
-        other._generation, other._siblings = Generation(other.stats), WeakSet()
+        other.stats = CacheStats()
+        other._generation, other._family = Generation(other.stats), _Family()
         other._warned = False
         other._forget_all()
         return other
@@ -143,7 +179,11 @@ class CacheState:
     @property
     def family(self) -> tuple[CacheState, ...]:
         """This state and those of the other threads that are alive."""
-        return (self, *self._siblings)
+        return (self, *self._family.states)
+
+    def departed(self) -> CacheStats:
+        """The counts of the threads that are gone."""
+        return self._family.departed()
 
     @property
     def nbytes(self) -> int:
@@ -229,13 +269,15 @@ class CacheState:
             reason = OUT_OF_ORDER[1]
         if known and reason is None and branch is not None and self._missed_a_step(known, timestep):
             reason = LEFT_OUT
+        if known and reason is None and known.timed and not self._is_timed(timestep):
+            reason = OFF_SCALE
         if self._restartable and branch is None and reason is None:
             reason = self._why_not_counted(name, timestep, sample)
         if reason is not None:
             self._restart(reason, timestep, name, counted=branch is None)
             return self._enter(timestep, sample, branch)
         if known is None:
-            known = self._branches[name] = self._new_branch()
+            known = self._branches[name] = self._new_branch(timestep)
         # A generation begun anew at its first step looks like one more branch; only the number of
         # calls at the second step tells, so nothing is forecast before it is over.
         unsure = self._restartable and branch is None and known.trajectory.step < 1
@@ -308,17 +350,24 @@ class CacheState:
         else:
             del self._branches[name]
 
-    def _new_branch(self) -> Branch:
+    def _is_timed(self, timestep: float) -> bool:
+        """Whether all that reads noise levels off this timestep can."""
+        read = self.settings.time in _BY_NOISE or self.settings.schedule.uses_defects
+        return not read or self.levels.covers(timestep)
+
+    def _new_branch(self, timestep: float) -> Branch:
         if self.features is None:
             raise RuntimeError(
                 "CacheState: used before it knows its model: use it through "
                 "cache_scope(model, state)"
             )
-        clock = make_clock(self.settings.time, self.levels)
-        trajectory = Trajectory(clock, watch=self._restartable)
-        return Branch(
-            trajectory, FeatureHistories(self.settings, self.features, self.stats), self.levels
-        )
+        timed, time = self._is_timed(timestep), self.settings.time
+        if not timed:
+            time = "step" if time in _BY_NOISE else time
+            self.stats.time_fallbacks[UNTIMED.format(timestep, self.levels.largest)] += 1
+        clock = make_clock(time, self.levels)
+        histories = FeatureHistories(self.settings, self.features, self.stats)
+        return Branch(Trajectory(clock, self._restartable), histories, self.levels, timed)
 
 
 class _BranchCounter:

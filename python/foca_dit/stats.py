@@ -15,6 +15,8 @@ UNSEEN = "the timestep moved against the direction of the loop"
 class CacheStats:
     """What has happened since the cache was applied, or the state made; `reset` keeps it.
 
+    Counting is not atomic: every thread has a `CacheStats` of its own, and `total` adds them up.
+
     Attributes:
         full_steps: calls in which every feature was computed.
         skipped_steps: calls in which every feature was forecast.
@@ -25,6 +27,8 @@ class CacheStats:
         bypasses: calls that ran uncached, with the reason.
         fallbacks: calls computed in full although the schedule asked for less, with the reason.
         restarts: generations that started anew, with the reason.
+        time_fallbacks: guidance branches of generations that were forecast in step indices,
+            although the configuration names another time variable, with the reason.
         host_reads: reads of a full step's defect by an adaptive schedule.
         nonfinite_defects: of those, how many were not finite, so that the shortest gap followed.
         schedule: the full steps of the latest generation under an adaptive schedule; replay them
@@ -42,6 +46,7 @@ class CacheStats:
     bypasses: Counter[str] = field(default_factory=Counter)
     fallbacks: Counter[str] = field(default_factory=Counter)
     restarts: Counter[str] = field(default_factory=Counter)
+    time_fallbacks: Counter[str] = field(default_factory=Counter)
     host_reads: int = 0
     nonfinite_defects: int = 0
     schedule: list[int] = field(default_factory=list)
@@ -53,6 +58,13 @@ class CacheStats:
         unknown = [math.nan] * (len(full_steps) - 1 - len(before))
         self.schedule = list(full_steps)
         self.predicted_errors = [*unknown, *before, predicted]
+
+    def add(self, other: CacheStats) -> None:
+        """Adds another's counts; the schedule and its predictions stay one's own."""
+        for name in (f.name for f in fields(self)):
+            mine = getattr(self, name)
+            if not isinstance(mine, list):
+                setattr(self, name, mine + getattr(other, name))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and dicts, ready for JSON."""

@@ -69,6 +69,22 @@ GENERIC = {
         1000,
         STACK,
     ),
+    "CosmosTransformer3DModel": (
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "num_layers": 3,
+            "text_embed_dim": 16,
+            "adaln_lora_dim": 4,
+            "max_size": (4, 8, 8),
+            "concat_padding_mask": False,
+        },
+        {"hidden_states": randn(1, 4, 2, 8, 8), "encoder_hidden_states": randn(1, 5, 16)},
+        1,
+        STACK,
+    ),
     "CogView3PlusTransformer2DModel": (
         {
             "in_channels": 4,

@@ -178,20 +178,45 @@ DIVIDES = re.compile(
 )
 # There the quotient is compared with, or drawn noise by, and not passed on.
 NOT_PASSED_ON = {"pipeline_ltx_condition", "pipeline_sana_wm"}
-OTHERWISE = {"AuraFlowTransformer2DModel"}  # torch.tensor([t / 1000])
+# torch.tensor([t / 1000]); sigma / (sigma + 1); its scheduler's timesteps are from 0 to 1
+OTHERWISE = {
+    "AuraFlowTransformer2DModel",
+    "CosmosTransformer3DModel",
+    "StableAudioDiTModel",
+}
+# A time that runs from noise at 0 to the data, and schedulers whose timesteps do.
+REVERSES = re.compile(r"\b1 - (t|current_timestep) / |invert_sigmas=True|reversed timesteps")
+
+
+def _transformers(pattern):
+    """The transformers in whose pipelines' text the pattern is found, and the others, by name."""
+    found, others = set(), set()
+    for file in (Path(diffusers.__file__).parent / "pipelines").rglob("pipeline_*.py"):
+        text = file.read_text()
+        for name in set(re.findall(r"\btransformer: (\w+)", text)):
+            hit = pattern.search(text) and file.stem not in NOT_PASSED_ON
+            (found if hit else others).add(name)
+    return found, others
+
+
+def _spec_of(name):
+    cls = getattr(diffusers, name)
+    model = cls.__new__(cls)
+    torch.nn.Module.__init__(model)
+    return find_spec(model)
 
 
 def test_timesteps_have_the_unit_that_the_pipelines_call_with():
     """Times in another unit would put every step at one end of log-SNR, without a word."""
-    divided, whole = set(), set()
-    for file in (Path(diffusers.__file__).parent / "pipelines").rglob("pipeline_*.py"):
-        text = file.read_text()
-        for name in set(re.findall(r"\btransformer: (\w+)", text)):
-            found = DIVIDES.search(text) and file.stem not in NOT_PASSED_ON
-            (divided if found else whole).add(name)
+    divided, whole = _transformers(DIVIDES)
     assert len(divided) > 10
     for name in divided | (whole & {*SPECS, *STACKS} - OTHERWISE):
-        cls = getattr(diffusers, name)
-        model = cls.__new__(cls)
-        torch.nn.Module.__init__(model)
-        assert find_spec(model).timestep_scale == (1.0 if name in divided else 1000.0), name
+        assert _spec_of(name).timestep_scale == (1.0 if name in divided else 1000.0), name
+
+
+def test_times_run_as_the_pipelines_run_them():
+    """Upwards where 0 is noise: taken the other way round, that is an inversion."""
+    up, down = _transformers(REVERSES)
+    assert len(up) == 4
+    for name in up | (down & {*SPECS, *STACKS}):
+        assert _spec_of(name).time_runs_up == (name in up), name

@@ -9,6 +9,8 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
@@ -85,6 +87,54 @@ def test_stretch_is_the_flows_own(sigma):
     levels = NoiseLevels(timestep_scale=1.0)
     first, _ = error_weights(levels, [1.0, sigma], data_std=c)
     assert first / (1 - sigma) == pytest.approx(error, rel=1e-3)
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0])
+def test_weights_of_edm_are_the_schedulers_own_coefficients(sigma_data):
+    scheduler = EDMEulerScheduler(sigma_data=sigma_data)
+    expected = response(scheduler, 10)
+    levels = NoiseLevels.of(scheduler, 1.0)
+    timesteps, sigmas = levels.planned(), scheduler.sigmas.numpy().astype(float)
+    assert timesteps == pytest.approx(np.log(sigmas[:-1]) / 4, rel=1e-4, abs=1e-4)
+    stretch = DATA_STD / np.hypot(DATA_STD, sigmas[1:])
+    actual = np.array(error_weights(levels, timesteps)) / stretch
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+def test_noise_levels_of_edm_are_the_schedulers(cls):
+    scheduler = cls()
+    scheduler.set_timesteps(10)
+    levels = NoiseLevels.of(scheduler, 1.0)
+    expected = scheduler.sigmas[:-1] / (1 + scheduler.sigmas[:-1])
+    actual = [levels.sigma(t) for t in levels.planned()]
+    assert actual == pytest.approx(expected.tolist(), rel=1e-3)
+    assert all(levels.covers(t) for t in levels.planned())
+
+
+def test_a_time_that_runs_up_is_no_inversion():
+    """Lumina is called with 1 - sigma, Mochi with the timesteps of inverted sigmas."""
+    plain = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    plain.set_timesteps(10)
+    mochi = FlowMatchEulerDiscreteScheduler(shift=1.0, invert_sigmas=True)
+    mochi.set_timesteps(sigmas=plain.sigmas[:-1].tolist())
+    down = NoiseLevels.of(plain, 1.0)
+    expected = outlook_of(down, down.planned()[:3], down.planned())
+    for levels in (NoiseLevels.of(plain, 1.0, runs_up=True), NoiseLevels.of(mochi, 1000.0)):
+        planned = levels.planned()
+        assert list(planned) == sorted(planned)
+        outlook = outlook_of(levels, planned[:3], planned)
+        np.testing.assert_allclose(outlook.tau, expected.tau, atol=1e-3)
+        np.testing.assert_allclose(outlook.weights, expected.weights, atol=1e-3)
+        # Without the scheduler the steps to come go on to the data, too.
+        bare = NoiseLevels(levels.timestep_scale, runs_up=True)
+        assert outlook_of(bare, planned[:3], None).weights[-1] > 0
+
+
+def test_timesteps_without_a_noise_level_weigh_alike():
+    levels = NoiseLevels(timestep_scale=1.0)
+    assert error_weights(levels, [1.09, 0.6, -0.3]) == (1.0, 1.0, 1.0)
+    assert [levels.covers(t) for t in (1.09, 1.01, 0.0, -0.01, -0.3)] == [0, 1, 1, 1, 0]
 
 
 def outlook_of(levels, timesteps, planned, time="log_snr"):

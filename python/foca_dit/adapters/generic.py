@@ -33,6 +33,7 @@ STACKS: dict[str, tuple[BlockGroup, ...]] = {
         _list("single_transformer_blocks", tokens="last"),
     ),
     "CogView3PlusTransformer2DModel": (_list("transformer_blocks", _IMAGE_FIRST),),
+    "CosmosTransformer3DModel": (_list("transformer_blocks"),),
     "Kandinsky5Transformer3DModel": (
         BlockGroup("visual_transformer_blocks", "visual_embed", ("visual_embed",)),
     ),
@@ -43,17 +44,29 @@ STACKS: dict[str, tuple[BlockGroup, ...]] = {
     "StableAudioDiTModel": (_list("transformer_blocks"),),
 }
 
-# Classes whose pipelines call them with a time between 0 and 1 (the Luminas: with 1 - sigma).
+# Classes whose pipelines call them with a time between 0 and 1.
 UNIT_TIME = (
     "AuraFlowTransformer2DModel",
     "ChromaTransformer2DModel",
+    "CosmosTransformer3DModel",  # Cosmos 1 with log(sigma) / 4, which its scheduler tells
     "Krea2Transformer2DModel",
     "LongCatAudioDiTTransformer",
     "Lumina2Transformer2DModel",
     "LuminaNextDiT2DModel",
     "NucleusMoEImageTransformer2DModel",
+    "OmniGenTransformer2DModel",
     "PRXTransformer2DModel",
     "QwenImage21Transformer2DModel",
+    "StableAudioDiTModel",  # atan(sigma) 2 / pi, which is near the noise's share sigma / (1 + sigma)
+)
+
+# Classes that are called with 1 - sigma, or with the timesteps of a scheduler with inverted sigmas.
+TIME_RUNS_UP = (
+    "LongCatAudioDiTTransformer",
+    "Lumina2Transformer2DModel",
+    "LuminaNextDiT2DModel",
+    "MochiTransformer3DModel",
+    "OmniGenTransformer2DModel",
 )
 
 # Registered blocks, but what runs is not one chain of them on one stream.
@@ -79,6 +92,7 @@ def generic_spec(model: torch.nn.Module) -> ModelSpec | None:
         groups=groups,
         class_name=cls.__name__,
         timestep_scale=1.0 if any(name in UNIT_TIME for name in names) else 1000.0,
+        time_runs_up=any(name in TIME_RUNS_UP for name in names),
         must_be_none=tuple(
             name for name in parameters if "controlnet" in name and not name.endswith("_repeat")
         ),

@@ -11,6 +11,7 @@ import inspect
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from foca_dit.adapters.registry import Hook
 from foca_dit.adapters.spec import ModelSpec
 from foca_dit.history import FeatureHistories
 from foca_dit.state import CacheState
+from foca_dit.stats import CacheStats
 
 # The children of a block that diffusers' caches and layer skips put hooks on.
 _REPLACEABLE = ("attn", "attn1", "attn2", "self_attn", "ff", "feed_forward", "ff_context")
@@ -78,6 +80,14 @@ class ModelHook(Hook):
     def states(self) -> tuple[CacheState, ...]:
         """The own states of all threads, this one's first."""
         return tuple(dict.fromkeys((self.state, *self._first.family)))
+
+    def counts(self) -> CacheStats:
+        """What the own states of all threads have counted, those that are gone included."""
+        total = replace(self.state.stats)
+        for other in self.states[1:]:
+            total.add(other.stats)
+        total.add(self._first.departed())
+        return total
 
     @property
     def is_modular(self) -> bool:

@@ -55,8 +55,8 @@ class Recording(CacheState):
         branches = list(self.branches.values())
         return tuple(branches[0].trajectory.timesteps) if branches else ()
 
-    def _new_branch(self) -> Branch:
-        branch, number = super()._new_branch(), len(self.branches)
+    def _new_branch(self, timestep: float) -> Branch:
+        branch, number = super()._new_branch(timestep), len(self.branches)
         assert self.features is not None
         reader = _Reader(self.settings, self.features, self.stats)
         reader.sink = lambda step, feature, value: self._sink(step, number, feature, value)

@@ -81,15 +81,20 @@ def error_weights(
         data_std: c.
 
     Returns:
-        One non-negative weight per timestep.
+        One non-negative weight per timestep; 1 for all if their noise levels are not known.
     """
+    if not all(levels.covers(t) for t in timesteps):
+        return (1.0,) * len(timesteps)
     places = [levels.place(t) for t in timesteps]
     ends = [*places[1:], (1.0, 0.0)]
-    if len(timesteps) > 1 and timesteps[-1] > timesteps[0]:  # from data to noise (inversion)
+    if places[-1][1] > places[0][1]:  # from data to noise (inversion)
         ends[-1] = places[-1]
     weights = []
     for (alpha, sigma), (alpha_next, sigma_next) in zip(places, ends, strict=True):
-        direct = _coefficient(levels.prediction, alpha, sigma, alpha_next, sigma_next)
+        if levels.prediction == "edm":
+            direct = _edm_coefficient(levels.sigma_data, alpha, sigma, alpha_next, sigma_next)
+        else:
+            direct = _coefficient(levels.prediction, alpha, sigma, alpha_next, sigma_next)
         stretch = data_std / math.hypot(alpha_next * data_std, sigma_next)
         weights.append(abs(direct) * stretch)
     return tuple(weights)
@@ -106,6 +111,18 @@ def _coefficient(
     if prediction == "sample":  # noise = (x - alpha x0) / sigma
         return alpha_next - sigma_next * alpha / max(sigma, 1e-4)
     return sigma_next - alpha_next * sigma / max(alpha, 1e-4)  # x0 = (x - sigma noise) / alpha
+
+
+def _edm_coefficient(
+    sigma_data: float, alpha: float, sigma: float, alpha_next: float, sigma_next: float
+) -> float:
+    """The same for EDM: x' = x + (s'/s - 1) (x - D), D = c_skip x + c_out output, s = sigma/alpha.
+
+    x is scaled here to alpha data + sigma noise with alpha + sigma = 1.
+    """
+    noise, noise_next = max(sigma / alpha, 1e-12), sigma_next / alpha_next
+    c_out = noise * sigma_data / math.hypot(noise, sigma_data)
+    return (1.0 - noise_next / noise) * c_out * alpha_next
 
 
 def continuation(timesteps: Sequence[float], planned: Sequence[float]) -> list[float] | None:
