@@ -127,6 +127,7 @@ class ModelSpec:
         sample: argument of `forward` that carries the latent.
         timestep: argument of `forward` that carries the timestep.
         timestep_scale: what one unit of sigma is in that timestep (flow-matching models).
+        time_runs_up: whether timestep 0 is pure noise, so that sigma is 1 - timestep / scale.
         must_be_none: arguments of `forward` that feed something in between the blocks; a call that
             uses one runs uncached. "name.key" is a key of an argument that is a dict.
     """
@@ -136,6 +137,7 @@ class ModelSpec:
     sample: str = "hidden_states"
     timestep: str = "timestep"
     timestep_scale: float = 1000.0
+    time_runs_up: bool = False
     must_be_none: tuple[str, ...] = ()
 
     @property
