@@ -14,7 +14,8 @@ from foca_dit.evaluation.own import SOLVERS, adaptive
 from foca_dit.evaluation.placed import meancache
 from foca_dit.evaluation.rival import Rival
 from foca_dit.evaluation.setting import Absent
-from foca_dit.evaluation.suite import RIVALS
+from foca_dit.evaluation.suite import RIVALS, Plan, Results, run
+from foca_dit.evaluation.tables import report
 from foca_dit.evaluation.trained import Trained
 
 
@@ -116,8 +117,21 @@ def test_only_a_flow_model_has_a_shift(noise_model, video_model):
     assert (noise_model.shift, video_model.shift) == (None, 3.0)
     with pytest.raises(ValueError, match="'shift': expected None for DDIMScheduler"):
         noise_model.setting(shift=2.0)
-    assert video_model.setting(shift=1.5, steps=4).sampler().config.shift == 1.5
+    other = video_model.setting(shift=1.5, steps=4)
+    assert other.sampler().config.shift == other.shift == 1.5
+    assert video_model.setting(steps=4).shift == 3.0
     assert video_model.setting(steps=4).sigmas[1] == pytest.approx(3 / 4 * 3 / (1 + 2 * 3 / 4), 0.1)
+
+
+def test_eval_measures_clips(video_model, tmp_path):
+    plan = Plan((4,), 2, shifts=(video_model.shift,), steps=8, rivals=(row("reuse (FORA)"),))
+    results = Results(tmp_path / "rows.json", "video")
+    run(video_model, plan, results)
+    full, reuse = results.rows
+    assert full["temporal_psnr"] is full["frame_psnr"][0] is None
+    assert len(reuse["frame_psnr"]) == 3
+    assert math.isfinite(reuse["temporal_psnr"])
+    assert "shift 3" in report(results.rows)
 
 
 def test_metrics_of_clips():

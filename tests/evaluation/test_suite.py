@@ -10,6 +10,7 @@ from foca_dit.evaluation import suite, tables
 from foca_dit.evaluation.judge import load_judge
 from foca_dit.evaluation.rival import Rival
 from foca_dit.evaluation.setting import Absent
+from foca_dit.evaluation.trained import Trained
 
 ROWS = suite.choose(["fewer", "reuse", "L2C"])
 
@@ -28,7 +29,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 def test_rows_and_tables(dit, plan, tmp_path):
     results = suite.Results(tmp_path / "rows.json", "model")
-    suite.run(dit, plan, results)
+    suite.run(Trained(dit), plan, results)
     assert [row for _, row in plan.rows()] == [
         {key: row[key] for key in ("shift", "seed", "steps", "images", "guidance_scale")}
         | {key: row[key] for key in ("reference_steps", "row", "budget")}
@@ -65,11 +66,11 @@ def test_a_run_that_was_cut_goes_on(dit, plan, tmp_path):
 
     plan = suite.Plan(budgets=(5, 4), images=2, steps=12, rivals=(Rival("cut", "", "", cut),))
     with pytest.raises(KeyboardInterrupt):
-        suite.run(dit, plan, suite.Results(file, "model"))
+        suite.run(Trained(dit), plan, suite.Results(file, "model"))
     kept = json.loads(file.read_text())["rows"]
     assert [row["budget"] for row in kept] == [12, 5]
     ticks = []
-    suite.run(dit, plan, suite.Results(file, "model"), tick=lambda: ticks.append(1))
+    suite.run(Trained(dit), plan, suite.Results(file, "model"), tick=lambda: ticks.append(1))
     assert calls == [(0, 5), (0, 4), (0, 4)]
     assert len(ticks) == 3
     rows = json.loads(file.read_text())["rows"]
@@ -82,10 +83,10 @@ def test_the_long_run_is_drawn_once(dit, plan, tmp_path, monkeypatch):
     plan = suite.Plan(
         budgets=(5,), images=2, steps=12, rivals=suite.choose(["fewer"]), reference_steps=20
     )
-    suite.run(dit, plan, suite.Results(tmp_path / "a.json", "model"))
+    suite.run(Trained(dit), plan, suite.Results(tmp_path / "a.json", "model"))
     (kept,) = suite.cache_folder().glob("*.pt")
     monkeypatch.setattr(torch, "save", None)
-    suite.run(dit, plan, suite.Results(tmp_path / "b.json", "model"))
+    suite.run(Trained(dit), plan, suite.Results(tmp_path / "b.json", "model"))
     a, b = (json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in "ab")
     assert [row["psnr_reference"] for row in a] == [row["psnr_reference"] for row in b]
     assert kept.exists()
@@ -192,8 +193,8 @@ def test_fid_is_that_of_all_seeds_together(shipped, tmp_path, monkeypatch):
     plan = suite.Plan((2,), 3, (0, 1), steps=3, rivals=(Rival("two", "", "", drawn),))
     file = tmp_path / "rows.json"
     with pytest.raises(KeyboardInterrupt):
-        suite.run(model, plan, suite.Results(file, "model"), judge)
-    suite.run(model, plan, suite.Results(file, "model"), judge)
+        suite.run(Trained(model), plan, suite.Results(file, "model"), judge)
+    suite.run(Trained(model), plan, suite.Results(file, "model"), judge)
     pooled = suite.read(file)["pooled"]
     assert [(row["row"], row["seeds"]) for row in pooled] == [("full run", [0, 1]), ("two", [0, 1])]
     whole = frechet_distance(*gaussian(torch.cat(seen)), judge.mean, judge.cov)
@@ -215,7 +216,7 @@ def test_absent_is_not_an_error_of_the_run(dit, tmp_path):
 
     plan = suite.Plan(budgets=(5,), images=2, steps=12, rivals=(Rival("no", "", "", nothing),))
     results = suite.Results(tmp_path / "rows.json", "model")
-    suite.run(dit, plan, results)
+    suite.run(Trained(dit), plan, results)
     assert results.rows[-1]["absent"] == "not today"
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foca_dit.cli.demo import DEFAULT_MODEL, load
+from foca_dit.cli.demo import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from foca_dit.evaluation.judge import Judge
@@ -32,7 +32,7 @@ def add_to(commands: Any) -> None:
         type=Path,
         nargs="?",
         default=DEFAULT_MODEL,
-        help="folder with transformer/ (default examples/fashion_dit/weights)",
+        help="folder with transformer/ and scheduler/ (default examples/fashion_dit/weights)",
     )
     parser.add_argument("--quick", action="store_true", help="three budgets, 32 images, one seed")
     parser.add_argument("--budgets", type=int, nargs="+", metavar="N", help="full steps")
@@ -40,7 +40,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--seeds", type=int, help="how many (3; quick 1)")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps (default 50)")
     parser.add_argument(
-        "--shift", type=float, nargs="+", default=[1.0], help="of the flow schedule (default 1)"
+        "--shift", type=float, nargs="+", help="of the flow schedule (default: the scheduler's own)"
     )
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="default 1: none")
     parser.add_argument(
@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from foca_dit.evaluation import suite, tables
+    from foca_dit.evaluation.trained import load_trained
 
     if args.list:
         for rival in suite.RIVALS:
@@ -87,10 +88,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.out.absolute().parent.is_dir():
         raise FileNotFoundError(f"argument --out: expected a folder that exists, got {args.out}")
-    plan = _plan(args)
-    model, _ = load(args.model)
+    trained = load_trained(args.model)
+    plan = _plan(args, trained.shift)
     judge = _judge(args)
-    results = suite.Results(args.out, suite.fingerprint(model), args.fresh)
+    results = suite.Results(args.out, suite.fingerprint(trained.model), args.fresh)
     keys = list(plan.rows())
     print(
         f"{len(keys)} rows, {plan.images} images, {plan.steps} steps, "
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     )
     try:
         with tqdm(total=len(keys), unit="row") as bar:
-            suite.run(model, plan, results, judge, bar.set_description, bar.update)
+            suite.run(trained, plan, results, judge, bar.set_description, bar.update)
     except KeyboardInterrupt:
         if results.rows:
             kept = f"{len(results.rows)} rows are kept in {args.out}"
@@ -116,7 +117,7 @@ def _same(row: dict[str, Any], key: dict[str, Any]) -> bool:
     return all(row.get(name) == value for name, value in key.items())
 
 
-def _plan(args: argparse.Namespace) -> Any:
+def _plan(args: argparse.Namespace, shift: float | None) -> Any:
     from foca_dit.evaluation import suite
 
     default = QUICK if args.quick else THOROUGH
@@ -128,7 +129,7 @@ def _plan(args: argparse.Namespace) -> Any:
         budgets=tuple(budgets),
         images=default["images"] if args.images is None else args.images,
         seeds=tuple(range(seeds)),
-        shifts=tuple(args.shift),
+        shifts=tuple(args.shift or [shift]),
         steps=args.steps,
         guidance_scale=args.guidance_scale,
         reference_steps=args.reference_steps,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from foca_dit.analysis.metrics import psnr
+from foca_dit.analysis.metrics import frame_psnr, psnr, temporal_psnr
 from foca_dit.evaluation.installed import INSTALLED
 from foca_dit.evaluation.judge import Judge
 from foca_dit.evaluation.masked import MASKED
@@ -25,6 +25,7 @@ from foca_dit.evaluation.own import ADAPTIVE, SOLVERS, UNIFORM
 from foca_dit.evaluation.placed import PLACED
 from foca_dit.evaluation.rival import Rival
 from foca_dit.evaluation.setting import Absent, Outcome, Setting
+from foca_dit.evaluation.trained import Trained
 from foca_dit.files import write_whole
 
 RIVALS: tuple[Rival, ...] = (
@@ -52,7 +53,7 @@ class Plan:
         budgets: full steps.
         images: per seed.
         seeds: of the noise.
-        shifts: of the flow schedule.
+        shifts: of the flow schedule; None: the sampler has none.
         steps: denoising steps of the full run.
         guidance_scale: classifier-free guidance; 1: none.
         reference_steps: steps of the run that `psnr_reference` compares with; None: no such run.
@@ -62,7 +63,7 @@ class Plan:
     budgets: tuple[int, ...] = (18, 12, 9)
     images: int = 32
     seeds: tuple[int, ...] = (0,)
-    shifts: tuple[float, ...] = (1.0,)
+    shifts: tuple[float | None, ...] = (1.0,)
     steps: int = 50
     guidance_scale: float = 1.0
     reference_steps: int | None = None
@@ -164,7 +165,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def run(
-    model: torch.nn.Module,
+    trained: Trained,
     plan: Plan,
     results: Results,
     judge: Judge | None = None,
@@ -174,14 +175,14 @@ def run(
     """Measures what the results do not hold yet.
 
     Args:
-        model: `DiTTransformer2DModel`, without a cache.
+        trained: model and sampler.
         plan: what to measure.
         results: where rows go.
         judge: scores against the data; None: those columns stay empty.
         report: called with the name of every row before it runs.
         tick: called after every row, measured now or before.
     """
-    memories: dict[float, dict[str, Any]] = {shift: {} for shift in plan.shifts}
+    memories: dict[float | None, dict[str, Any]] = {shift: {} for shift in plan.shifts}
     bench: tuple[Any, Setting, torch.Tensor, torch.Tensor | None] | None = None
     sources = environment()
     for rival, key in plan.rows():
@@ -191,14 +192,13 @@ def run(
                 report(name if rival is not None else "full run")
             place = (key["shift"], key["seed"])
             if bench is None or bench[0] != place:
-                setting = Setting(
-                    model,
+                setting = trained.setting(
                     key["shift"],
-                    plan.steps,
-                    plan.guidance_scale,
-                    key["seed"],
-                    plan.images,
-                    memories[key["shift"]],
+                    steps=plan.steps,
+                    guidance_scale=plan.guidance_scale,
+                    seed=key["seed"],
+                    images=plan.images,
+                    memory=memories[key["shift"]],
                 )
                 started = setting.draw()
                 far = _reference(setting, plan.reference_steps, results.model)
@@ -235,7 +235,10 @@ def _row(outcome: Outcome, full: torch.Tensor, far: torch.Tensor | None) -> Row:
         "nbytes": outcome.nbytes,
         "details": outcome.details,
     }
-    if min(images.shape[2:]) >= SSIM_WINDOW:
+    if images.dim() == 5:  # clips
+        row["frame_psnr"] = [_plain(value) for value in frame_psnr(images, full)]
+        row["temporal_psnr"] = temporal_psnr(images, full)
+    elif min(images.shape[2:]) >= SSIM_WINDOW:
         row["ssim"] = ssim(images, full)
     if far is not None:
         row["psnr_reference"] = psnr(images, far)

@@ -68,6 +68,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("full steps", "full_steps", "{:.1f}".format),
     ("PSNR dB", "psnr", "{:.1f}".format),
     ("SSIM", "ssim", "{:.4f}".format),
+    ("PSNR of frame changes", "temporal_psnr", "{:.1f}".format),
     ("PSNR to the long run", "psnr_reference", "{:.1f}".format),
     ("classifier-FID", "classifier_fid", "{:.2f}".format),
     ("classifier-IS", "classifier_is", "{:.2f}".format),
@@ -143,8 +144,9 @@ def report(rows: Sequence[Row], table: Callable[[Lines], str] = as_text) -> str:
         shift, steps, images, guidance = setting
         seeds = len({row["seed"] for row in chosen})
         where = chosen[-1]["environment"]
+        sampler = "no shift" if shift is None else f"shift {shift:g}"
         parts.append(
-            f"{steps} steps, shift {shift:g}, guidance {guidance:g}, {images} images, "
+            f"{steps} steps, {sampler}, guidance {guidance:g}, {images} images, "
             f"{seeds} seed{'s' * (seeds > 1)}; {where['threads']} threads, torch {where['torch']}, "
             f"diffusers {where['diffusers']}, cache-dit {where['cache-dit']}, {where['date']}. In "
             "brackets: full steps as counted, where they are not the budget; rows that passed it "

@@ -58,7 +58,7 @@ class Trained:
                 )
             if scheduler is not None:
                 scheduler = type(scheduler).from_config(scheduler.config, shift=shift)
-            given["shift"] = shift
+        given["shift"] = next((s for s in (shift, self.shift) if s is not None), 1.0)
         return Setting(
             self.model, scheduler=scheduler, shape=self.shape, tokens=self.tokens, **given
         )
