@@ -2,9 +2,10 @@
 
     python benchmarks/quality.py schemes    # every scheme in every time, uniform intervals
     python benchmarks/quality.py adaptive   # the adaptive interval against all that is uniform
+    python benchmarks/quality.py adaptive --setting noise    # or video: the other trained models
     python benchmarks/quality.py table      # docs/quality.md's tables, from the JSON files
 
-On the shipped Fashion-MNIST DiT with Euler steps. A row is the PSNR in dB to the uncached run from
+On the shipped models, each with its own sampler. A row is the PSNR in dB to the uncached run from
 the same noise; "fewer steps" spends the full steps without a cache. Rows are written as they are
 measured, and those that the file already holds are not measured again: a run can be cut into parts.
 """
@@ -23,7 +24,6 @@ from typing import Any
 import torch
 from _measure import RESULTS, Results
 from _quality import write_tables
-from diffusers import FlowMatchEulerDiscreteScheduler
 
 from foca_dit import (
     Adaptive,
@@ -35,11 +35,11 @@ from foca_dit import (
     remove_foca_cache,
     schemes,
 )
-from foca_dit.analysis.metrics import psnr
-from foca_dit.analysis.sampling import sample
-from foca_dit.cli.demo import load
+from foca_dit.analysis.metrics import psnr, temporal_psnr
+from foca_dit.evaluation.setting import Setting
+from foca_dit.evaluation.trained import SETTINGS, load_trained
 
-WEIGHTS = Path(__file__).parents[1] / "examples/fashion_dit/weights"
+ROOT = Path(__file__).parents[1]
 TIMES = ("step", "sigma", "log_snr")
 SCHEMES: dict[str, schemes.Scheme] = {
     "reuse": schemes.Reuse(),
@@ -69,24 +69,27 @@ TOLERANCES = (0.0015, 0.003, 0.006, 0.012, 0.024, 0.048)
 
 
 class Bench:
-    """One setting (images, seed, shift, steps) and the full runs to compare with."""
+    """One model (with its images and seed) and the full runs to compare with."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.model, _ = load(args.model)
-        generator = torch.Generator().manual_seed(args.seed)
-        self.noise = torch.randn(args.images, 1, 28, 28, generator=generator)
-        self.labels = torch.arange(args.images) % 10
+        known = SETTINGS[args.setting]
+        self.trained = load_trained(ROOT / known.folder)
+        self.shifts = args.shifts or [shift or self.trained.shift for shift in known.shifts]
+        self.given = {"images": args.images, "seed": args.seed}
+        self.given["guidance_scale"] = known.guidance_scale
         self.common = {"images": args.images, "seed": args.seed}
-        self.full: dict[tuple[float, int], torch.Tensor] = {}
+        self.full: dict[tuple[float | None, int], torch.Tensor] = {}
         self.results = Results(args.out, "cpu")
         if args.out.exists() and not args.fresh:
             self.results.rows = json.loads(args.out.read_text())
 
-    def draw(self, shift: float, steps: int) -> torch.Tensor:
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-        return sample(self.model, scheduler, self.noise, self.labels, steps)
+    def setting(self, shift: float | None, steps: int) -> Setting:
+        return self.trained.setting(shift, steps=steps, **self.given)
 
-    def reference(self, shift: float, steps: int) -> torch.Tensor:
+    def draw(self, shift: float | None, steps: int) -> torch.Tensor:
+        return self.setting(shift, steps).draw().images
+
+    def reference(self, shift: float | None, steps: int) -> torch.Tensor:
         if (shift, steps) not in self.full:
             self.full[shift, steps] = self.draw(shift, steps)
         return self.full[shift, steps]
@@ -96,11 +99,14 @@ class Bench:
         return any(all(row.get(k) == v for k, v in key.items()) for row in self.results.rows)
 
     def add(self, key: dict[str, Any], images: torch.Tensor, **more: Any) -> None:
-        decibels = psnr(images, self.reference(key["shift"], key["steps"]))
+        full = self.reference(key["shift"], key["steps"])
+        decibels = psnr(images, full)
+        if images.dim() == 5:
+            more["temporal_psnr"] = temporal_psnr(images, full)
         self.results.add(**key, **self.common, psnr=decibels, **more)
         print({**key, **more, "psnr": round(decibels, 1)}, flush=True)
 
-    def fewer_steps(self, shift: float, steps: int, full_steps: int) -> None:
+    def fewer_steps(self, shift: float | None, steps: int, full_steps: int) -> None:
         key = {"scheme": "fewer steps", "shift": shift, "steps": steps, "full_steps": full_steps}
         if not self.known(key):
             self.add(key, self.draw(shift, full_steps))
@@ -111,16 +117,16 @@ class Bench:
         """One generation under a schedule; the pipeline's scheduler is known, as it is to users."""
         if self.known(key):
             return
-        shift, steps = key["shift"], key["steps"]
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-        pipeline = SimpleNamespace(transformer=self.model, scheduler=scheduler)
+        setting = self.setting(key["shift"], key["steps"])
+        model, scheduler = setting.model, setting.sampler()
+        pipeline = SimpleNamespace(transformer=model, scheduler=scheduler)
         config = FoCaCacheConfig(
             scheme=scheme, time=time_, schedule=schedule, granularity=key["granularity"]
         )
         apply_foca_cache(pipeline, config)
-        images = sample(self.model, scheduler, self.noise, self.labels, steps)
-        stats = foca_cache_stats(self.model)
-        remove_foca_cache(self.model)
+        images = setting.draw(scheduler=scheduler).images
+        stats = foca_cache_stats(model)
+        remove_foca_cache(model)
         assert not stats["restarts"], stats
         more: dict[str, Any] = {"full_steps": stats["full_steps"]}
         if stats["schedule"]:
@@ -134,7 +140,7 @@ def sum_known(values: list[float]) -> float:
 
 def schemes_suite(bench: Bench, args: argparse.Namespace) -> Iterator[None]:
     """Every scheme and time on uniform intervals."""
-    for shift, interval in itertools.product(args.shifts, args.intervals):
+    for shift, interval in itertools.product(bench.shifts, args.intervals):
         schedule = Interval(interval)
         bench.fewer_steps(shift, args.steps, len(schedule.full_steps(args.steps)))
         for name, time_ in itertools.product(SCHEMES, TIMES):
@@ -148,7 +154,7 @@ def schemes_suite(bench: Bench, args: argparse.Namespace) -> Iterator[None]:
 
 def adaptive_suite(bench: Bench, args: argparse.Namespace) -> Iterator[None]:
     """The adaptive interval at every budget, and what it has to beat."""
-    shifts, steps = args.shifts, args.steps
+    shifts, steps = bench.shifts, args.steps
     budgets = [n for n in INTERVALS if n < steps] if args.budgets is None else args.budgets
     for shift in shifts:
         base = {"shift": shift, "steps": steps}
@@ -193,10 +199,10 @@ SUITES = {"schemes": schemes_suite, "adaptive": adaptive_suite}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("suite", choices=(*SUITES, "table"))
-    parser.add_argument("--model", type=Path, default=WEIGHTS)
+    parser.add_argument("--setting", choices=SETTINGS, default="flow")
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--shifts", type=float, nargs="+", default=[1.0, 3.0])
+    parser.add_argument("--shifts", type=float, nargs="+", help="the setting's own")
     parser.add_argument("--intervals", type=int, nargs="+", default=[2, 3, 5, 7])
     parser.add_argument("--granularity", default="stack", help="of the suite `schemes`")
     parser.add_argument("--granularities", nargs="+", default=["stack"])
@@ -213,7 +219,8 @@ def main() -> None:
     if args.suite == "table":
         write_tables()
         return
-    args.out = args.out or RESULTS / f"quality-{args.suite}.json"
+    name = args.suite if args.setting == "flow" else f"{args.suite}-{args.setting}"
+    args.out = args.out or RESULTS / f"quality-{name}.json"
     started = time.monotonic()
     for _ in SUITES[args.suite](Bench(args), args):
         if time.monotonic() - started > args.seconds:

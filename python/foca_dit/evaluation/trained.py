@@ -102,22 +102,21 @@ class Known:
 
     Attributes:
         folder: of the model, from the repository's root.
-        shift: of the flow schedule; None: the scheduler's own.
+        shifts: of the flow schedule; None: the scheduler's own, or no flow model.
         guidance_scale: classifier-free guidance; 1: none.
-        images: samples in which a figure is taken.
     """
 
-    folder: str
-    shift: float | None = None
+    folder: Path
+    shifts: tuple[float | None, ...] = (None,)
     guidance_scale: float = 1.0
-    images: int = 128
 
+
+_MODELS = Path("examples/fashion_dit")
 
 SETTINGS = {
-    "flow-1": Known("examples/fashion_dit/weights", shift=1.0),
-    "flow-3": Known("examples/fashion_dit/weights", shift=3.0),
-    "noise": Known("examples/fashion_dit/weights-noise", guidance_scale=1.5),
-    "video": Known("examples/fashion_dit/weights-video", images=16),
+    "flow": Known(_MODELS / "weights", shifts=(1.0, 3.0)),
+    "noise": Known(_MODELS / "weights-noise", guidance_scale=1.5),
+    "video": Known(_MODELS / "weights-video"),
 }
 """Flow matching at two shifts; noise prediction with DDIM and guidance, as the paper has DiT-XL/2;
-and flow matching on video."""
+and flow matching on clips, shifted."""
