@@ -64,28 +64,48 @@ class Case:
 
     @torch.no_grad()
     def draw(
-        self, model: torch.nn.Module, steps: int = 12, batch: int = 2, seed: int = 0, **extra: Any
+        self,
+        model: torch.nn.Module,
+        steps: int = 12,
+        batch: int = 2,
+        seed: int = 0,
+        branches: int = 1,
+        dtype: torch.dtype | None = None,
+        **extra: Any,
     ) -> torch.Tensor:
-        """A plain Euler loop; everything random is fixed by the seed."""
+        """A plain Euler loop; everything random is fixed by the seed.
+
+        `branches` calls a step, each with other inputs, as guidance makes them; `dtype`: the
+        model's compute dtype, if its weights have another.
+        """
         generator = torch.Generator().manual_seed(seed)
-        dtype = next(model.parameters()).dtype
+        dtype = dtype or next(p for p in model.parameters() if p.is_floating_point()).dtype
         x = torch.randn(batch, *self.shape, generator=generator).to(dtype)
-        inputs = self.inputs(batch, generator) | extra
-        inputs = {
+        calls = [self.call(batch, generator, dtype) | extra for _ in range(branches)]
+        for now, after in itertools.pairwise(torch.linspace(1, 0, steps + 1).tolist()):
+            velocity = sum(self.velocity(model, x, now, call) for call in calls) / branches
+            x = x + (after - now) * velocity
+        return x
+
+    def call(self, batch: int, generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        """The arguments of a call that stay the same."""
+        return {
             key: value.to(dtype)
             if isinstance(value, torch.Tensor) and value.is_floating_point()
             else value
-            for key, value in inputs.items()
+            for key, value in self.inputs(batch, generator).items()
         }
-        times = torch.linspace(1, 0, steps + 1).tolist()
-        for now, after in itertools.pairwise(times):
-            timestep = self.timestep(now, batch)
-            if self.time_in_dtype:
-                timestep = timestep.to(dtype)
-            output = model(hidden_states=x, timestep=timestep, return_dict=False, **inputs)[0]
-            channels = tuple(slice(0, size) for size in x.shape)
-            x = x + (after - now) * output[channels]
-        return x
+
+    @torch.no_grad()
+    def velocity(
+        self, model: torch.nn.Module, x: torch.Tensor, time: float, call: dict[str, Any]
+    ) -> torch.Tensor:
+        """The model's output at a time in 1 .. 0, in x's shape."""
+        timestep = self.timestep(time, len(x))
+        if self.time_in_dtype:
+            timestep = timestep.to(x.dtype)
+        output = model(hidden_states=x, timestep=timestep, return_dict=False, **call)[0]
+        return output[tuple(slice(0, size) for size in x.shape)]
 
 
 def flow(t: float, batch: int) -> torch.Tensor:

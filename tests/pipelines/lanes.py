@@ -11,11 +11,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import pytest
 import torch
+from cases import BY_NAME
 from literal import LiteralFoCa
 
 from foca_dit import FoCaCacheConfig
 
+# An image and a video model: those that what follows is shown on where not every model is cheap.
+IMAGE_AND_VIDEO = (BY_NAME["flux"], BY_NAME["wan"])
 FULL_STEPS = (0, 1, 2, 6, 10, 14, 18, 22, 26)
 PAPER = FoCaCacheConfig(preset="paper", cache_interval=4)
 DIT = {"transformer_blocks": ("attn1", "ff")}
@@ -23,6 +27,12 @@ FLUX = {
     "transformer_blocks": ("attn", "ff", "ff_context"),
     "single_transformer_blocks": ("proj_out",),
 }
+
+
+def cases(*names: str) -> pytest.MarkDecorator:
+    """Parametrises `case` by models: an image and a video model, or those named."""
+    chosen = [BY_NAME[name] for name in names] if names else IMAGE_AND_VIDEO
+    return pytest.mark.parametrize("case", chosen, ids=lambda case: case.name)
 
 
 class Lanes:
