@@ -23,7 +23,8 @@ ALLOWED = {
     "adapters": BELOW_STATE | STATE | {"adapters"},
     "analysis": BELOW_STATE | {"analysis"},
     "calibration": BELOW_STATE | STATE | {"adapters", "analysis", "api", "calibration"},
-    "evaluation": BELOW_STATE | {"state", "analysis", "api", "calibration", "evaluation"},
+    "evaluation": BELOW_STATE
+    | {"state", "analysis", "api", "adapters", "calibration", "estimate", "evaluation"},
 }
 
 

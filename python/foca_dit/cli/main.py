@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from foca_dit.cli import analyze, calibrate, demo, doctor, eval, plan, schedule, tune
+from foca_dit.cli import analyze, calibrate, demo, doctor, eval, plan, reproduce, schedule, tune
 
-COMMANDS = (demo, plan, tune, calibrate, analyze, eval, schedule, doctor)
+COMMANDS = (demo, plan, tune, calibrate, analyze, eval, reproduce, schedule, doctor)
 
 
 def build_parser() -> argparse.ArgumentParser:
