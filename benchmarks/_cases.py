@@ -1,8 +1,12 @@
-"""The measured cases: inputs, bytes, and the providers that compute the same thing."""
+"""The measured cases of single features: inputs, bytes, and providers that compute the same.
+
+`_cases_lists.py` has those of many features at once.
+"""
 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,13 +25,25 @@ BF16 = torch.bfloat16
 
 @dataclass
 class Case:
-    """One operator on one size. ``inputs`` makes a fresh set; a provider makes a call of a set."""
+    """One operator on one size. ``inputs`` makes a fresh set; a provider makes a call of a set.
+
+    Attributes:
+        dtype: of the features, by name.
+        shape: of one feature; with several features, `features` of them.
+    """
 
     name: str
+    dtype: str
     shape: Sequence[int]
     inputs: Callable[[], Inputs]
     nbytes: Callable[[Inputs], int]
     providers: dict[str, Provider] = field(default_factory=dict)
+    features: int = 1
+
+    @property
+    def elements(self) -> int:
+        """Elements of one slot of all features."""
+        return self.features * math.prod(self.shape)
 
 
 def kernel_providers(device: str) -> dict[str, dict[str, Callable[..., Any]]]:
@@ -59,12 +75,12 @@ def kernel_calls(function: str, device: str) -> dict[str, Provider]:
     return {p: bind(fs[function]) for p, fs in kernel_providers(device).items()}
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 class Maker:
-    """Tensors like those of a model: unit scale, on one device and in bfloat16."""
+    """Tensors like those of a model: unit scale, on one device and of one dtype."""
 
     def __init__(self, device: str, dtype: torch.dtype = BF16) -> None:
         self.device, self.dtype = device, dtype
@@ -78,6 +94,10 @@ class Maker:
     def small(self, values: Any) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
 
+    @property
+    def name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
 
 WEIGHTS = (1.0, 2.0, 0.375)  # FoCa two steps past the anchor, feedback 1/2
 # FoCa's commit after a gap of 3, and the second difference as a reduced row.
@@ -89,9 +109,25 @@ TRANSITION = (
 STATS_ROWS = ((-1 / 9, -1 / 3, 0.0, 1 / 9), (-2 / 3, -2.0, -0.375, 2 / 3))
 
 
-def forecast_case(shape: Sequence[int], device: str) -> Case:
-    make = Maker(device)
-    compiled = _compiled(plain.float32_forecast)
+def new_forecast_case(shape: Sequence[int], device: str, dtype: torch.dtype = BF16) -> Case:
+    """The forecast as a new tensor."""
+    make = Maker(device, dtype)
+    return Case(
+        "forecast K=3, new tensor",
+        make.name,
+        shape,
+        lambda: {"history": make.many(3, shape), "weights": make.small(WEIGHTS)},
+        lambda i: bytes_moved.forecast(i["history"], i["weights"]),
+        {
+            **kernel_calls("forecast", device),
+            "eager": lambda i: lambda: plain.chain_forecast(i["history"], WEIGHTS),
+        },
+    )
+
+
+def forecast_case(shape: Sequence[int], device: str, dtype: torch.dtype = BF16) -> Case:
+    make = Maker(device, dtype)
+    fast = compiled(plain.float32_forecast)
 
     def peer(i: Inputs) -> Call:
         state = plain.cache_dit_state()()
@@ -101,6 +137,7 @@ def forecast_case(shape: Sequence[int], device: str) -> Case:
 
     case = Case(
         "forecast K=3",
+        make.name,
         shape,
         lambda: {
             "history": make.many(3, shape),
@@ -115,7 +152,7 @@ def forecast_case(shape: Sequence[int], device: str) -> Case:
                 lambda: plain.chain_forecast_into(i["history"], WEIGHTS, i["out"])
             ),
             "eager-float32": lambda i: lambda: plain.float32_forecast(*i.values()),
-            "compile": lambda i: lambda: compiled(*i.values()),
+            "compile": lambda i: lambda: fast(*i.values()),
         },
     )
     if plain.cache_dit_state():
@@ -123,99 +160,39 @@ def forecast_case(shape: Sequence[int], device: str) -> Case:
     return case
 
 
-def calibrate_case(shape: Sequence[int], device: str) -> Case:
-    make = Maker(device)
-    compiled = _compiled(plain.float32_calibrate)
+def calibrate_case(
+    shape: Sequence[int], device: str, dtype: torch.dtype = BF16, form: str = "tensor"
+) -> Case:
+    """The paper's step. `form`: `tensor` (in place), `rotate`, or `scalars` (Python numbers)."""
+    make = Maker(device, dtype)
+    fast = compiled(plain.float32_calibrate)
+    function = {"scalars": "forecast_calibrate"}.get(form, f"forecast_calibrate_{form}")
+    steps = {"h": 1.0, "h_prev": 1.0} if form == "scalars" else {"steps": make.small([1.0, 1.0])}
 
     def tensors(i: Inputs) -> list[torch.Tensor]:
         return [i["f_k"], i["f_km1"], i["d_anchor"]]
 
-    return Case(
-        "forecast_calibrate",
+    case = Case(
+        "forecast_calibrate" + ("" if form == "tensor" else f" {form}"),
+        make.name,
         shape,
-        lambda: {
-            "f_k": make(*shape),
-            "f_km1": make(*shape),
-            "d_anchor": make(*shape),
-            "steps": make.small([1.0, 1.0]),
-        },
-        lambda i: bytes_moved.forecast_calibrate(i["f_k"]),
-        {
-            **kernel_calls("forecast_calibrate_tensor", device),
+        lambda: {"f_k": make(*shape), "f_km1": make(*shape), "d_anchor": make(*shape), **steps},
+        lambda i: bytes_moved.forecast_calibrate(i["f_k"], rotate=form == "rotate"),
+        kernel_calls(function, device),
+    )
+    if form == "tensor":
+        case.providers |= {
             "eager": lambda i: lambda: plain.chain_calibrate(*tensors(i), 1.0, 1.0),
             "eager-float32": lambda i: lambda: plain.float32_calibrate(*i.values()),
-            "compile": lambda i: lambda: compiled(*i.values()),
-        },
-    )
-
-
-def calibrate_list_case(n: int, shape: Sequence[int], device: str) -> Case:
-    make = Maker(device)
-
-    def lists(i: Inputs) -> list[list[torch.Tensor]]:
-        return [i["f_k"], i["f_km1"], i["d_anchor"]]
-
-    return Case(
-        f"forecast_calibrate list n={n}",
-        shape,
-        lambda: {
-            "f_k": make.many(n, shape),
-            "f_km1": make.many(n, shape),
-            "d_anchor": make.many(n, shape),
-            "steps": make.small([1.0, 1.0]),
-        },
-        lambda i: sum(map(bytes_moved.forecast_calibrate, i["f_k"])),
-        {
-            **kernel_calls("forecast_calibrate_list", device),
-            "foreach": lambda i: lambda: plain.foreach_calibrate(*lists(i), 1.0, 1.0),
-        },
-    )
-
-
-def residual_case(n_features: int, shape: Sequence[int], device: str, rivals: bool) -> Case:
-    make = Maker(device)
-    compiled = _compiled(plain.float32_residual)
-    case = Case(
-        f"forecast_residual_ L={n_features} K=3",
-        shape,
-        lambda: {
-            "x": make(*shape),
-            "history": make.many(3 * n_features, shape),
-            "weights": make.small(WEIGHTS),
-            "gates": [1e-3 * g for g in make.many(n_features, (shape[0], 1, shape[2]))],
-        },
-        lambda i: bytes_moved.forecast_residual_(*i.values()),
-        kernel_calls("forecast_residual_", device),
-    )
-    case.providers["eager"] = lambda i: (
-        lambda: plain.chain_residual(i["x"], i["history"], WEIGHTS, i["gates"])
-    )
-    if rivals:  # hundreds of inputs would take minutes to compile
-        case.providers["eager-float32"] = lambda i: lambda: plain.float32_residual(*i.values())
-        case.providers["compile"] = lambda i: lambda: compiled(*i.values())
+            "compile": lambda i: lambda: fast(*i.values()),
+        }
     return case
 
 
-def packed_case(n_features: int, shape: Sequence[int], device: str) -> Case:
-    make = Maker(device)
-    return Case(
-        f"forecast_residual_ packed L={n_features} K=3",
-        shape,
-        lambda: {
-            "x": make(*shape),
-            "history": make(n_features, 3, *shape),
-            "weights": make.small(WEIGHTS),
-            "gates": 1e-3 * make(n_features, shape[0], shape[2]),
-        },
-        lambda i: bytes_moved.forecast_residual_packed_(*i.values()),
-        kernel_calls("forecast_residual_packed_", device),
-    )
-
-
-def commit_case(n_stats: int, shape: Sequence[int], device: str) -> Case:
-    make = Maker(device)
+def commit_case(n_stats: int, shape: Sequence[int], device: str, dtype: torch.dtype = BF16) -> Case:
+    make = Maker(device, dtype)
     rows = [*TRANSITION, *STATS_ROWS[:n_stats]]
-    compiled = _compiled(plain.float32_commit)
+    fast = compiled(plain.float32_commit)
 
     def peer(i: Inputs) -> Call:
         state = plain.cache_dit_state()()
@@ -224,6 +201,7 @@ def commit_case(n_stats: int, shape: Sequence[int], device: str) -> Case:
 
     case = Case(
         f"commit_ K=3 R={n_stats}",
+        make.name,
         shape,
         lambda: {
             "feature": make(*shape),
@@ -238,7 +216,7 @@ def commit_case(n_stats: int, shape: Sequence[int], device: str) -> Case:
                 lambda: plain.chain_commit(i["feature"], i["history"], rows, i["stats"])
             ),
             "eager-float32": lambda i: lambda: plain.float32_commit(*i.values()),
-            "compile": lambda i: lambda: compiled(*i.values()),
+            "compile": lambda i: lambda: fast(*i.values()),
         },
     )
     if plain.cache_dit_state() and not n_stats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -147,13 +148,60 @@ def _second_stream(function: Callable[..., Any], args: Args) -> list[Tensor]:
     return results
 
 
+def _second_thread(function: Callable[..., Any], args: Args) -> list[Tensor]:
+    """Called in another thread, while this one calls it, too, on tensors of its own."""
+    results: list[list[Tensor]] = []
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            with torch.inference_mode():
+                for _ in range(20):
+                    results[:] = [invoke(function, _clone(args))]
+        except Exception as error:  # an exception in a thread would otherwise be lost
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    for _ in range(20):
+        invoke(function, _clone(args))
+    thread.join()
+    if failed:
+        raise failed[0]
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return results[0]
+
+
+def _compiled(function: Callable[..., Any], args: Args) -> list[Tensor]:
+    """Inside a compiled graph, called a second time with other values of the scalars."""
+    torch._dynamo.reset()
+    program = torch.compile(function, fullgraph=True)
+    first = _clone(args)
+    for name in ("steps", "weights", "transition"):
+        if name in first:
+            first[name].fill_(1.0)
+    invoke(program, first)
+    return invoke(program, _clone(args))
+
+
 def check(
-    name: str, function: Callable[..., Any], dtype: torch.dtype, device: str
+    name: str,
+    function: Callable[..., Any],
+    dtype: torch.dtype,
+    device: str,
+    compiled: bool = False,
 ) -> Iterator[tuple[str, float]]:
-    """Yields (mode, error in units of one rounding) for every way of calling; 1 is right."""
+    """Yields (mode, error in units of one rounding) for every way of calling; 1 is right.
+
+    Args:
+        compiled: also inside `torch.compile`, for a function that is a registered operator.
+    """
     args = arguments(name, dtype, device)
     want = expected(name, args)
-    modes = {"eager": lambda f, a: invoke(f, _clone(a))}
+    modes = {"eager": lambda f, a: invoke(f, _clone(a)), "second thread": _second_thread}
+    if compiled:
+        modes["compiled"] = _compiled
     if device != "cpu":
         modes |= {"graph": _graph, "second stream": _second_stream}
     for mode, run in modes.items():

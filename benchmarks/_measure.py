@@ -72,6 +72,44 @@ class Results:
         self.common = environment(device)
         self.rows: list[dict[str, Any]] = []
 
+    def measured(
+        self,
+        case: str,
+        provider: str,
+        dtype: str,
+        shape: Sequence[int],
+        ms: float,
+        nbytes: int | None = None,
+        copy_gbs: float | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Adds one measurement with the columns that all have, and returns it.
+
+        Args:
+            case: what was done; `provider`: by whom.
+            ms: how long it took.
+            nbytes: what had to move, where bytes are what it is about; GB/s count these.
+            copy_gbs: GB/s of a copy of as many bytes, measured in the same run.
+        """
+        row = {
+            "case": case,
+            "provider": provider,
+            "dtype": dtype,
+            "shape": list(shape),
+            "ms": ms,
+            "gbs": nbytes / ms / 1e6 if nbytes and ms else None,
+            "copy_gbs": copy_gbs,
+            "bytes": nbytes,
+            **more,
+        }
+        self.add(**row)
+        return {**row, **self.common}
+
+    def left_out(self, case: str, why: str) -> None:
+        """Notes what was not measured, and says so."""
+        print(f"  left out: {case}: {why}")
+        self.add(case=case, left_out=why)
+
     def add(self, **row: Any) -> None:
         self.rows.append({**row, **self.common})
         if self.path is None:
@@ -80,6 +118,29 @@ class Results:
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(self.rows, indent=1) + "\n")
         part.replace(self.path)
+
+
+class Budget:
+    """The seconds that a part of a run may take.
+
+    Its rows are measured in the order of their importance, so what no longer fits is the least
+    important; every one that is dropped is noted in the results.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._started = time.perf_counter()
+
+    @property
+    def left(self) -> float:
+        return self.seconds - (time.perf_counter() - self._started)
+
+    def allows(self, results: Results, case: str, seconds: float = 0.0) -> bool:
+        """Whether something that takes about this long still fits; if not, that is noted."""
+        if self.left > seconds:
+            return True
+        results.left_out(case, f"no time left in this part ({self.seconds:.0f} s)")
+        return False
 
 
 def rotations(nbytes: int) -> int:
@@ -134,6 +195,10 @@ def time_in_turn(runs: dict[str, Sequence[Call]], device: str, rounds: int) -> d
     return {name: float(pick(values)) for name, values in times.items()}
 
 
+# A copy of more than this is no faster than one of this; its buffers would only crowd out others.
+MAX_COPY_BYTES = 16 << 30
+
+
 def copy_calls(nbytes: int, device: str, n_sets: int) -> list[Call]:
     """Device copies that move ``nbytes`` each, half read and half written: the yardstick."""
     n = max(1, nbytes // 4)
@@ -143,10 +208,13 @@ def copy_calls(nbytes: int, device: str, n_sets: int) -> list[Call]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows of one case, as text."""
-    lines = [f"{'provider':<16}{'ms':>10}{'GB/s':>9}{'of a copy':>11}"]
+    width = max([16, *(len(row["provider"]) + 2 for row in rows)])
+    lines = [f"{'provider':<{width}}{'ms':>10}{'GB/s':>9}{'of a copy':>11}"]
     for row in rows:
         share = row["gbs"] / row["copy_gbs"]
-        lines.append(f"{row['provider']:<16}{row['ms']:>10.4f}{row['gbs']:>9.1f}{share:>11.0%}")
+        lines.append(
+            f"{row['provider']:<{width}}{row['ms']:>10.4f}{row['gbs']:>9.1f}{share:>11.0%}"
+        )
     return "\n".join(lines)
 
 

@@ -1,52 +1,60 @@
-"""One run on a GPU that answers: are the kernels right, and how near to a copy do they come?
+"""One run on a GPU that answers: are the kernels right, and is a skipped step really free?
 
-    python benchmarks/gpu_suite.py [--quick] [--out FILE.json]
-    python benchmarks/gpu_suite.py --device cpu        # small sizes: tests the suite itself
+    python benchmarks/gpu_suite.py                        # everything: six parts of eight minutes
+    python benchmarks/gpu_suite.py --part ops --part skip # some parts
+    python benchmarks/gpu_suite.py --quick                # correctness and bandwidth, three minutes
+    python benchmarks/gpu_suite.py --device cpu           # tiny shapes: tests the suite itself
 
-First every operator of every provider against float64: called eagerly, from a captured CUDA graph
-and on a second stream. Then milliseconds and GB/s beside a device copy of the same bytes, at sizes
-of DiT-XL/2 and FLUX.1. --quick stays under three minutes on an H200. The JSON file is rewritten
-after every measurement, so a run that is cut off keeps what it has.
+First every operator of every provider against float64: eagerly, compiled, from a captured graph, on
+a second stream and in a second thread. Then the parts, each within eight minutes:
+
+    ops        every operator, dtype and size beside eager, foreach, compile and Triton
+    skip       the whole skipped step at the shapes of published models, and where its time goes
+    commit     statistics beside separate passes, and what of a commit hides behind the full step
+    e2e-flux, e2e-dit, e2e-video
+               denoising loops with and without caches, ours and the installed ones
+
+Rows are measured in the order of their importance; what no longer fits a part's time is dropped and
+noted. Every row has device, driver, versions, commit and date, and is on disk once it is measured:
+one file per part, `gpu-<device>-<part>.json`. docs/performance.md says how to read them.
+
+Without diffusers the models are plain PyTorch blocks of the same shapes; every row says which.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP
-
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import _cases as cases
+import _paths  # first: before torch
 import torch
-from _correct import check
-from _measure import RESULTS, Results, table
-from _run import run_case
+from _measure import RESULTS, Budget, Results
+from suite.build import build_if_needed
+from suite.run import PART_SECONDS, Run, results_file, why
 
-from foca_kernels import backend_report
-from foca_kernels.registry import FUNCTIONS
-
+PARTS = ("ops", "skip", "commit", "e2e-flux", "e2e-dit", "e2e-video")
 QUICK_SECONDS = 170
-DIT_XL = (2, 256, 1152)  # two guidance branches, 28 blocks of attention and feed-forward
-FLUX = (1, 4096, 3072)  # image tokens of 1024 x 1024, 57 blocks
-TINY = (1, 64, 128)
 
 
 def correctness(device: str, results: Results, quick: bool) -> bool:
     """Prints and keeps one row per operator, provider, dtype and mode; True if all are right."""
+    from _cases import kernel_providers
+    from _correct import check
+
+    from foca_kernels.registry import FUNCTIONS
+
     right = True
     dtypes = [torch.bfloat16, torch.float32] + [torch.float16] * (not quick)
-    for provider, functions in cases.kernel_providers(device).items():
+    for number, (provider, functions) in enumerate(kernel_providers(device).items()):
         for name in FUNCTIONS.values():
             for dtype in dtypes:
                 text = str(dtype).removeprefix("torch.")
+                compiled = number == 0 and dtype == torch.bfloat16 and not quick
                 try:
-                    errors = dict(check(name, functions[name], dtype, device))
+                    errors = dict(check(name, functions[name], dtype, device, compiled))
                 except Exception as error:
-                    errors = {f"{type(error).__name__}: {error}": float("inf")}
+                    errors = {why(error): float("inf")}
                 for mode, error in errors.items():
                     ok = error <= 1.0
                     right &= ok
@@ -60,64 +68,72 @@ def correctness(device: str, results: Results, quick: bool) -> bool:
     return right
 
 
-def timed_cases(device: str, quick: bool) -> Iterator[Callable[[], cases.Case]]:
-    """The most telling first, since a quick run may end before the last."""
-    if device == "cpu":
-        sizes, small, features = [TINY], TINY, 2
+def measure(part: str, run: Run, quick: bool) -> None:
+    """One part."""
+    if part == "ops":
+        from suite.ops import ops_part
+
+        ops_part(run, quick)
+    elif part == "skip":
+        from suite.skipped import skip_part
+
+        skip_part(run)
+    elif part == "commit":
+        from suite.commits import commit_part
+
+        commit_part(run)
     else:
-        sizes, small, features = ([FLUX] if quick else [FLUX, DIT_XL]), DIT_XL, 56
-    large = sizes[0]
-    yield lambda: cases.residual_case(features, small, device, rivals=False)
-    yield lambda: cases.packed_case(features, small, device)
-    for size in sizes:
-        yield lambda s=size: cases.forecast_case(s, device)
-        yield lambda s=size: cases.calibrate_case(s, device)
-        yield lambda s=size: cases.commit_case(0, s, device)
-        yield lambda s=size: cases.commit_case(2, s, device)
-    yield lambda: cases.packed_case(min(features, 19), large, device)
-    yield lambda: cases.residual_case(min(features, 19), large, device, rivals=False)
-    yield lambda: cases.calibrate_list_case(features, small, device)
-    yield lambda: cases.residual_case(4, large, device, rivals=True)
-    if not quick:
-        yield lambda: cases.residual_case(57, large, device, rivals=False)
-        yield lambda: cases.packed_case(57, large, device)
+        from suite.endtoend import end_to_end
+
+        end_to_end(run, part.removeprefix("e2e-"))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer sizes, under three minutes")
+    parser.add_argument("--part", action="append", choices=PARTS, help="default: all of them")
+    parser.add_argument("--quick", action="store_true", help="correctness and bandwidth only")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/gpu-<device>.json")
+    parser.add_argument("--seconds", type=float, default=PART_SECONDS, help="of each part")
+    parser.add_argument("--out", type=Path, help="folder; default: benchmarks/results")
     args = parser.parse_args()
     started = time.perf_counter()
-    if args.device != "cpu" and not torch.cuda.is_available():
+    on_gpu = args.device != "cpu"
+    if on_gpu and not torch.cuda.is_available():
         parser.error("no CUDA device here; --device cpu tests the suite itself")
+    if on_gpu:
+        build_if_needed(_paths.ROOT)
 
-    results = Results(None, args.device)
-    name = results.common["device"].lower().replace(" ", "-")
-    results.path = args.out or RESULTS / f"gpu-{name}.json"
-    print(", ".join(f"{k} {v}" for k, v in results.common.items()))
+    from foca_kernels import backend_report
+
+    folder = args.out or (RESULTS if on_gpu else _paths.ROOT / "build/suite-on-cpu")
+    found = Results(None, args.device)
+    print(", ".join(f"{k} {v}" for k, v in found.common.items()))
     print(f"backends: {backend_report()}")
-
+    found.path = results_file(folder, found, "quick" if args.quick else "correctness")
+    files = [found.path]
     with torch.inference_mode():
-        right = correctness(args.device, results, args.quick)
-        print(f"correct: {right}, after {time.perf_counter() - started:.0f} s")
-        for make_case in timed_cases(args.device, args.quick):
-            if args.quick and time.perf_counter() - started > QUICK_SECONDS:
-                print("out of time: the remaining cases are left out")
-                break
-            case = make_case()
-            print(f"\n{case.name}, {list(case.shape)} bfloat16")
-            cold = args.device != "cpu"
-            try:
-                print(table(run_case(case, args.device, results, args.rounds, cold)))
-            except torch.cuda.OutOfMemoryError as error:
-                print(f"  left out: {str(error).splitlines()[0]}")
-            del case
-            if args.device != "cpu":
-                torch.cuda.empty_cache()
-    print(f"\nwritten: {results.path}, {time.perf_counter() - started:.0f} s")
+        right = correctness(args.device, found, args.quick)
+    print(f"correct: {right}, after {time.perf_counter() - started:.0f} s")
+    for part in ["ops"] if args.quick else args.part or PARTS:
+        seconds = args.seconds
+        results = found
+        if args.quick:
+            seconds = QUICK_SECONDS - (time.perf_counter() - started)
+        else:
+            results = Results(None, args.device)
+            results.path = results_file(folder, results, part)
+            files.append(results.path)
+        print(f"\n== {part}", flush=True)
+        run = Run(args.device, results, Budget(seconds), tiny=not on_gpu, rounds=args.rounds)
+        try:
+            with torch.inference_mode():
+                measure(part, run, args.quick)
+        except Exception as error:  # one part that breaks does not cost the others
+            right = False
+            results.left_out(f"the rest of part {part}", why(error))
+        run.release()
+    print(f"\nwritten after {time.perf_counter() - started:.0f} s:", *files, sep="\n  ")
     return 0 if right else 1
 
 

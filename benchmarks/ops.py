@@ -1,80 +1,138 @@
 """The operators on the CPU beside PyTorch, torch.compile, _foreach, cache-dit and a copy.
 
-    python benchmarks/ops.py [--elements 8388608] [--rounds 15] [--out FILE.json]
+    python benchmarks/ops.py [ratios] [sizes] [calibrators] [features] [--threads 1]
 
-8M bfloat16 elements per tensor (with 8 features: in all of one slot), all providers in one run and
-in turn, best of all rounds. GB/s count the bytes that the operator must move, whatever a provider
-does move. cache-dit's FoCa calibrator takes part where cache-dit (1.5.3) is installed:
-approximate() beside forecast, update() beside commit_. The last table is the time of a call on 64
-elements: what a call costs before it computes anything.
+ratios        every operator on 8M bfloat16 elements per tensor beside all that computes the same,
+              and the time of a call on 64 elements: what it costs before it computes anything
+sizes         the operators from 2^12 elements up: how near to a copy, and beside eager
+calibrators   one feature's forecast and commit beside the installed cache-dit's calibrators
+features      cost against the number of features, with the line that fits it
+
+Without names: all of them. All providers of a case run in one run and in turn, best of all rounds,
+on buffers that are cold. GB/s count the bytes that the operator must move, whatever a provider does
+move. Each writes `benchmarks/results/<name>-cpu.json` (ratios: `ops-cpu.json`), with --threads 1
+`<name>-cpu-1-thread.json`.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP
-
-import time
 from pathlib import Path
 
+import _calibrators
 import _cases as cases
+import _cases_lists as lists
+import _paths  # noqa: F401  (first: before torch)
+import numpy as np
 import torch
 from _measure import RESULTS, Results, table
-from _run import run_case
+from _run import latency, run_case
+from suite.ops import op_cases
+
+DTYPES = (torch.bfloat16, torch.float32)
+ELEMENTS = 8 << 20  # of one slot of all features
+SIZES = (12, 14, 16, 18, 20, 22, 24, 25)
+FEATURES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+PER_FEATURE = 1 << 17
+FLUX = 4096 * 3072  # one feature of FLUX.1 at 1024 x 1024
+CALIBRATED = (1 << 12, 1 << 16, 1 << 20, 1 << 22, FLUX, 1 << 25)
 
 
-def all_cases(shape: tuple[int, int, int]) -> list[cases.Case]:
-    b, s, d = shape
-    part = (b, max(1, s // 8), d)
-    return [
-        cases.forecast_case(shape, "cpu"),
-        cases.calibrate_case(shape, "cpu"),
-        cases.calibrate_list_case(8, part, "cpu"),
-        cases.residual_case(2, shape, "cpu", rivals=True),
-        cases.residual_case(8, part, "cpu", rivals=True),
-        cases.packed_case(8, part, "cpu"),
-        cases.commit_case(0, shape, "cpu"),
-        cases.commit_case(2, shape, "cpu"),
-    ]
+def ratio_cases(elements: int) -> list[cases.Case]:
+    shape = (1, elements // 2048, 2048)
+    own = [lists.residual_case(2, shape, "cpu")]
+    return own + [make() for make in op_cases(elements, "cpu", torch.bfloat16)]
 
 
-def call_overhead(results: Results, calls: int = 2000) -> None:
-    """Microseconds per call on 64 elements."""
+def ratios(results: Results, rounds: int) -> None:
+    for case in ratio_cases(ELEMENTS):
+        print(f"\n{case.name}, {list(case.shape)} {case.dtype}", flush=True)
+        print(table(run_case(case, "cpu", results, rounds)))
+        torch._dynamo.reset()
     print("\none call on 64 elements")
-    for case in all_cases((1, 8, 8)):
-        inputs = case.inputs()
-        for name, provider in case.providers.items():
-            if name not in cases.kernel_providers("cpu"):
-                continue
-            call = provider(inputs)
-            best = float("inf")
-            for _ in range(5):
-                started = time.perf_counter()
-                for _ in range(calls):
-                    call()
-                best = min(best, 1e3 * (time.perf_counter() - started) / calls)
-            results.add(case=f"call of {case.name}", provider=name, dtype="bfloat16", ms=best)
-            print(f"  {case.name:<36}{name:<12}{1e3 * best:>7.2f} us")
+    kernels = set(cases.kernel_providers("cpu"))
+    for make in op_cases(64, "cpu", torch.bfloat16):
+        latency(make(), "cpu", results, calls=2000, only=kernels)
+
+
+def sizes(results: Results, rounds: int) -> None:
+    for exponent in SIZES:
+        for dtype in DTYPES:
+            for make in op_cases(1 << exponent, "cpu", dtype):
+                case = make()
+                for slow in ("compile", "eager-float32", "cache-dit", "eager-in-place"):
+                    case.providers.pop(slow, None)
+                print(f"\n{case.name}, 2^{exponent} {case.dtype}", flush=True)
+                few = rounds if exponent > 20 else 3 * rounds
+                print(table(run_case(case, "cpu", results, few)))
+
+
+def calibrators(results: Results, rounds: int) -> None:
+    for elements in CALIBRATED:
+        for dtype in DTYPES:
+            for case in _calibrators.cases(elements, dtype):
+                print(f"\n{case.name}, {elements} {case.dtype}", flush=True)
+                few = max(3, rounds // 3) if elements > FLUX else rounds
+                print(table(run_case(case, "cpu", results, few)))
+
+
+def features(results: Results, rounds: int) -> None:
+    """A sum over L features, of one size each or of one size in all; and the line that fits."""
+    for kept in ("each", "all"):
+        times: dict[str, list[float]] = {}
+        for count in FEATURES:
+            each = PER_FEATURE if kept == "each" else (PER_FEATURE * 16) // count
+            shape = (1, each // 512, 512)
+            case = lists.residual_case(count, shape, "cpu", rivals=False)
+            case.providers.pop("foreach")
+            case.providers |= {
+                "packed": packed_beside(lists.packed_case(count, shape, "cpu")),
+            }
+            for row in run_case(case, "cpu", results, rounds, features=count, kept=kept):
+                times.setdefault(row["provider"], []).append(row["ms"])
+        for provider, ms in times.items():
+            add_line(results, provider, kept, ms)
+
+
+def packed_beside(packed: cases.Case) -> cases.Provider:
+    """The packed form as one more provider of the list's case, on inputs of its own."""
+    call = packed.providers["cpu-cpp"]
+    return lambda _: call(packed.inputs())
+
+
+def add_line(results: Results, provider: str, kept: str, ms: list[float]) -> None:
+    """Least squares of milliseconds over the number of features."""
+    slope, intercept = np.polyfit(FEATURES, ms, 1)
+    spread = np.asarray(ms) - (slope * np.asarray(FEATURES) + intercept)
+    r2 = 1 - float(np.square(spread).sum() / np.square(np.asarray(ms) - np.mean(ms)).sum())
+    results.add(
+        case="line", provider=provider, kept=kept, slope_ms=float(slope),
+        intercept_ms=float(intercept), r2=r2,
+    )  # fmt: skip
+    print(f"{kept:<5}{provider:<10}{slope:.4f} ms a feature + {intercept:.4f} ms, R2 {r2:.4f}")
+
+
+MEASURES = {"ratios": ratios, "sizes": sizes, "calibrators": calibrators, "features": features}
+FILES = {"ratios": "ops"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--elements", type=int, default=8 << 20)
+    parser.add_argument("what", nargs="*", choices=[*MEASURES, []], help="default: all")
+    parser.add_argument("--threads", type=int, help="default: all processors")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=RESULTS / "ops-cpu.json")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files")
     args = parser.parse_args()
-
-    results = Results(args.out, "cpu")
-    shape = (1, max(8, args.elements // 2048), 2048)
-    print(", ".join(f"{k} {v}" for k, v in results.common.items()))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    mark = "-1-thread" if args.threads == 1 else ""
     with torch.inference_mode():
-        for case in all_cases(shape):
-            print(f"\n{case.name}, {list(case.shape)} bfloat16")
-            print(table(run_case(case, "cpu", results, args.rounds)))
-        call_overhead(results)
-    print(f"\nwritten: {args.out}")
+        for what in args.what or MEASURES:
+            path = args.out / f"{FILES.get(what, what)}-cpu{mark}.json"
+            results = Results(path, "cpu")
+            print(", ".join(f"{k} {v}" for k, v in results.common.items()))
+            MEASURES[what](results, args.rounds)
+            print(f"\nwritten: {path}")
 
 
 if __name__ == "__main__":

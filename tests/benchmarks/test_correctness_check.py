@@ -1,8 +1,6 @@
 """The benchmarks count the right bytes, and their correctness check can fail."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,14 +9,6 @@ from foca_kernels import bytes_moved, reference
 from foca_kernels.registry import FUNCTIONS
 
 BF16 = torch.bfloat16
-
-
-@pytest.fixture(autouse=True)
-def benchmarks_on_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    yield
-    for name in ("_cases", "_correct", "_measure", "_plain", "_run"):
-        sys.modules.pop(name, None)
 
 
 def test_bytes_by_hand():
@@ -48,7 +38,27 @@ def test_correctness_check_accepts_the_reference(function):
 
     for dtype in (torch.float32, BF16):
         errors = dict(check(function, getattr(reference, function), dtype, "cpu"))
+        assert set(errors) == {"eager", "second thread"}
         assert max(errors.values()) <= 1.0, errors
+
+
+@pytest.mark.slow
+def test_correctness_check_compiles_operators():
+    from _correct import check
+
+    errors = dict(check("commit_", torch.ops.foca.commit_, BF16, "cpu", compiled=True))
+    assert errors["compiled"] <= 1.0
+
+
+def test_scalars_of_the_first_call_are_found_in_the_second():
+    """A compiled function that keeps the weights of its first call is wrong in mode `compiled`."""
+    from _correct import check
+
+    def ignores(history, weights):
+        return torch.ops.foca.forecast(history, torch.ones_like(weights))
+
+    errors = dict(check("forecast", ignores, BF16, "cpu", compiled=True))
+    assert errors["compiled"] > 1
 
 
 def test_correctness_check_refuses_wrong_kernels():
