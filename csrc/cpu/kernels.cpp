@@ -93,63 +93,110 @@ void forecast_kernel(T* out, const Term* terms, int n_terms, std::int64_t offset
   end_stream();
 }
 
-// acc += sum_l gate_l sum_p w_lp h_lp over kFeatures features of equally many terms, one after the
-// other; acc is float32 and stays in cache. Aliasing: none. Traffic per element: every term read
-// once, and the gates where they are not shared by rows.
-template <typename T, typename Gate, int kTerms, int kFeatures>
-void add_features_kernel(float* acc, const FeatureTerms* features, std::int64_t offset,
-                         std::int64_t gate_offset, std::int64_t n) {
-  const T* data[kFeatures][kMaxHistory];
-  float weight[kFeatures][kMaxHistory];
-  const Gate* gate[kFeatures];
-  const int count = kTerms > 0 ? kTerms : features->n_terms;
-  for (int l = 0; l < kFeatures; ++l) {
-    for (int p = 0; p < count; ++p) {
-      data[l][p] = static_cast<const T*>(features[l].terms[p].data) + offset;
-      weight[l][p] = features[l].terms[p].weight;
-    }
-    if constexpr (!__is_same(Gate, NoGate)) {
-      gate[l] = static_cast<const Gate*>(features[l].gate) + gate_offset;
-    }
-  }
-  for_each_vector(n, [&](std::int64_t i, auto extent) __attribute__((always_inline)) {
-    Float x = load(acc + i, extent);
-    for (int l = 0; l < kFeatures; ++l) {
-      Float feature = {};
-      for (int p = 0; p < count; ++p) {
-        feature = math::add_term(feature, weight[l][p], load(data[l][p] + i, extent));
-      }
-      if constexpr (__is_same(Gate, NoGate)) {
-        x = x + feature;
-      } else {
-        x = math::add_gated(x, load(gate[l] + i, extent), feature);
-      }
-    }
-    store(acc + i, x, extent);
+// x -> acc and acc -> x, elements [begin, end) of x.
+void read_x(float* acc, const ForecastResidualArgs& args, std::int64_t begin, std::int64_t end) {
+  with_type(args.x_dtype, [&](auto type) __attribute__((always_inline)) {
+    const auto* x = static_cast<const decltype(type)*>(args.x) + begin;
+    for_each_vector(end - begin, [&](std::int64_t i, auto extent) __attribute__((always_inline)) {
+      store(acc + i, load(x + i, extent), extent);
+    });
   });
 }
 
-// kFeatures features over elements [begin, end) of x, cut where the gates start anew.
-template <typename T, typename Gate, int kFeatures>
-void add_features(float* acc, const ForecastResidualArgs& args, const FeatureTerms* features,
-                  std::int64_t begin, std::int64_t end) {
-  const bool one_piece = __is_same(Gate, NoGate) || args.gate_row_stride == args.cols;
-  with_count(features->n_terms, [&](auto count) __attribute__((always_inline)) {
-    constexpr int kTerms = decltype(count)::value;
-    for (std::int64_t i = begin; i < end;) {
-      std::int64_t stop = end;
-      std::int64_t gate_offset = i;
-      if (!one_piece) {
-        const std::int64_t row = i / args.cols;
-        const std::int64_t col = i - row * args.cols;
-        if (i + args.cols - col < stop) stop = i + args.cols - col;
-        gate_offset = row / args.rows * args.gate_batch_stride + col;
-      }
-      add_features_kernel<T, Gate, kTerms, kFeatures>(acc + (i - begin), features, i, gate_offset,
-                                                      stop - i);
-      i = stop;
-    }
+void write_x(const float* acc, const ForecastResidualArgs& args, std::int64_t begin,
+             std::int64_t end) {
+  with_type(args.x_dtype, [&](auto type) __attribute__((always_inline)) {
+    auto* x = static_cast<decltype(type)*>(args.x) + begin;
+    for_each_vector(end - begin, [&](std::int64_t i, auto extent) __attribute__((always_inline)) {
+      store(x + i, load_near(acc + i, extent), extent);
+    });
   });
+}
+
+// One pass over a block of x, which adds some features to it.
+struct Pass {
+  const FeatureTerms* features;
+  const FeatureTerms* next;  // the features that the pass after this one reads first,
+  int n_next;
+  std::int64_t next_begin;  // and from which element on
+  std::int64_t begin, end;  // the block
+  bool first, last;         // whether x is to be read, to be written
+};
+
+// A pass goes through its block by this many elements. x is read and written strip by strip, beside
+// the features rather than before and after them, and what follows the block is asked for before
+// its end, so that the memory never waits. On two threads of an AMD EPYC (AVX-512, 2026-11-21),
+// against whole blocks: 19 % faster with L = 2, K = 3 of 8M bf16, 12 % with L = 8 of 1M, 15 % with
+// L = 14 of [64, 49, 192] float32, all within 6 % of a plain read of as many bytes. Strips of 128
+// were as fast, of 64 slower.
+constexpr std::int64_t kStrip = 256;
+
+// acc += sum_l gate_l sum_p w_lp h_lp over kFeatures features of equally many terms; acc holds the
+// block in float32 and stays in cache. Aliasing: none. Traffic per element: every term read once,
+// the gates where they are not shared by rows, and x in the first and the last pass.
+template <typename T, typename Gate, int kTerms, int kFeatures>
+void add_features_kernel(float* acc, const ForecastResidualArgs& args, const Pass& pass) {
+  constexpr int kSlots = kTerms > 0 ? kTerms : kMaxHistory;
+  constexpr std::int64_t kAhead = kPrefetchBytes / static_cast<std::int64_t>(sizeof(T));
+  const T* data[kFeatures][kSlots];
+  const T* ahead[kFeatures][kSlots];  // what is asked for while data is read
+  float weight[kFeatures][kSlots];
+  const Gate* gate[kFeatures];
+  const int count = kTerms > 0 ? kTerms : pass.features->n_terms;
+  for (int l = 0; l < kFeatures; ++l) {
+    for (int p = 0; p < count; ++p) {
+      const Term& term = pass.features[l].terms[p];
+      data[l][p] = static_cast<const T*>(term.data);
+      ahead[l][p] = data[l][p] + kAhead;
+      weight[l][p] = term.weight;
+    }
+    if constexpr (!__is_same(Gate, NoGate)) {
+      gate[l] = static_cast<const Gate*>(pass.features[l].gate);
+    }
+  }
+  const bool one_piece = __is_same(Gate, NoGate) || args.gate_row_stride == args.cols;
+  for (std::int64_t strip = pass.begin, stop; strip < pass.end; strip = stop) {
+    stop = strip + kStrip < pass.end ? strip + kStrip : pass.end;
+    // Where one pass does all, nothing has to be kept from strip to strip.
+    float* sums = pass.first && pass.last ? acc : acc + (strip - pass.begin);
+    if (pass.first) read_x(sums, args, strip, stop);
+    if (strip + kAhead >= pass.end) {  // the block is under way: on to what follows it
+      for (int l = 0; l < kFeatures && l < pass.n_next; ++l) {
+        for (int p = 0; p < count && p < pass.next[l].n_terms; ++p) {
+          ahead[l][p] = static_cast<const T*>(pass.next[l].terms[p].data) + pass.next_begin +
+                        (kAhead - pass.end);
+        }
+      }
+    }
+    for (std::int64_t start = strip, cut; start < stop; start = cut) {  // where gates start anew
+      cut = stop;
+      std::int64_t gate_offset = 0;
+      if (!one_piece) {
+        const std::int64_t row = start / args.cols;
+        if ((row + 1) * args.cols < stop) cut = (row + 1) * args.cols;
+        gate_offset = row / args.rows * args.gate_batch_stride - row * args.cols;
+      }
+      for_each_vector(
+          cut - start, [&](std::int64_t offset, auto extent) __attribute__((always_inline)) {
+            const std::int64_t i = start + offset;
+            Float x = load_near(sums + (i - strip), extent);
+            for (int l = 0; l < kFeatures; ++l) {
+              Float feature = {};
+              for (int p = 0; p < count; ++p) {
+                __builtin_prefetch(ahead[l][p] + i);
+                feature = math::add_term(feature, weight[l][p], load_near(data[l][p] + i, extent));
+              }
+              if constexpr (__is_same(Gate, NoGate)) {
+                x = x + feature;
+              } else {
+                x = math::add_gated(x, load_near(gate[l] + gate_offset + i, extent), feature);
+              }
+            }
+            store(sums + (i - strip), x, extent);
+          });
+    }
+    if (pass.last) write_x(sums, args, strip, stop);
+  }
 }
 
 // How many of the next features go in one pass over acc. With two, acc is loaded and stored half as
@@ -164,23 +211,23 @@ FOCA_SIMD int take(const FeatureTerms* features, int left) {
 void residual(const ForecastResidualArgs& args, const FeatureTerms* features, int n_features,
               std::int64_t begin, std::int64_t end) {
   alignas(64) float acc[kResidualBlock];
-  with_type(args.x_dtype, [&](auto type) __attribute__((always_inline)) {
-    auto* x = static_cast<decltype(type)*>(args.x) + begin;
-    for_each_vector(end - begin, [&](std::int64_t i, auto extent) __attribute__((always_inline)) {
-      store(acc + i, load(x + i, extent), extent);
-    });
-  });
   for (int l = 0, taken; l < n_features; l += taken) {
     taken = take(features + l, n_features - l);
+    Pass pass = {features + l, features, 0, end, begin, end, l == 0, l + taken == n_features};
+    if (!pass.last) pass.next += l + taken, pass.next_begin = begin;
+    pass.n_next = take(pass.next, static_cast<int>(features + n_features - pass.next));
     with_type(args.history_dtype, [&](auto type) __attribute__((always_inline)) {
       using T = decltype(type);
       const auto add = [&](auto gate) __attribute__((always_inline)) {
         using Gate = decltype(gate);
-        if (taken == 2) {
-          add_features<T, Gate, 2>(acc, args, features + l, begin, end);
-        } else {
-          add_features<T, Gate, 1>(acc, args, features + l, begin, end);
-        }
+        with_count(features[l].n_terms, [&](auto terms) __attribute__((always_inline)) {
+          constexpr int kTerms = decltype(terms)::value;
+          if (taken == 2) {
+            add_features_kernel<T, Gate, kTerms, 2>(acc, args, pass);
+          } else {
+            add_features_kernel<T, Gate, kTerms, 1>(acc, args, pass);
+          }
+        });
       };
       if (args.gates == nullptr) {
         add(NoGate{});
@@ -189,12 +236,6 @@ void residual(const ForecastResidualArgs& args, const FeatureTerms* features, in
       }
     });
   }
-  with_type(args.x_dtype, [&](auto type) __attribute__((always_inline)) {
-    auto* x = static_cast<decltype(type)*>(args.x) + begin;
-    for_each_vector(end - begin, [&](std::int64_t i, auto extent) __attribute__((always_inline)) {
-      store(x + i, load(acc + i, extent), extent);
-    });
-  });
 }
 
 // Squares are summed in this many lanes on every instruction set, so that all give the same bits.

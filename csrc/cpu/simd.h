@@ -49,7 +49,7 @@ struct Tail {
 // A full vector that is stored past the caches; its address is a multiple of its size in memory.
 struct Streamed : Full {};
 
-// How far ahead a load asks for data, in bytes. The kernels read several streams at once, and the
+// How far ahead `load` asks for data, in bytes. The kernels read several streams at once, and the
 // processor's own prefetchers stop at the end of a page: on an AMD EPYC with AVX-512 (2026-11) a
 // residual of 24 streams gained 15 to 20 %, a commit 10 %; 512 was too near, data in cache lost
 // nothing that could be told from noise. Past the end of a tensor the hint is without effect.
@@ -57,7 +57,6 @@ constexpr int kPrefetchBytes = 2048;
 
 template <typename Raw, typename Extent>
 FOCA_SIMD Raw load_raw(const void* src, Extent extent) {
-  __builtin_prefetch(static_cast<const char*>(src) + kPrefetchBytes);
   Raw raw = {};
   __builtin_memcpy(&raw, src, sizeof(Raw) / kLanes * extent.count);
   return raw;
@@ -162,17 +161,25 @@ FOCA_SIMD UShort float_to_bfloat(Float value) {
   return narrow(is_nan ? (UInt{} + 0x7fc0u) : rounded);
 }
 
+// Of memory that is in cache, or was asked for otherwise.
 template <typename Extent>
-FOCA_SIMD Float load(const float* src, Extent extent) {
+FOCA_SIMD Float load_near(const float* src, Extent extent) {
   return load_raw<Float>(src, extent);
 }
 template <typename Extent>
-FOCA_SIMD Float load(const fp16* src, Extent extent) {
+FOCA_SIMD Float load_near(const fp16* src, Extent extent) {
   return half_to_float(load_raw<UShort>(src, extent));
 }
 template <typename Extent>
-FOCA_SIMD Float load(const bf16* src, Extent extent) {
+FOCA_SIMD Float load_near(const bf16* src, Extent extent) {
   return bfloat_to_float(load_raw<UShort>(src, extent));
+}
+
+// One of a stream of loads.
+template <typename T, typename Extent>
+FOCA_SIMD Float load(const T* src, Extent extent) {
+  __builtin_prefetch(reinterpret_cast<const char*>(src) + kPrefetchBytes);
+  return load_near(src, extent);
 }
 
 template <typename Extent>
