@@ -86,10 +86,18 @@ $(VENV)/peers: $(VENV)/installed
 
 bench: $(VENV)/built $(VENV)/peers
 	$(BIN)/python benchmarks/ops.py
+	$(BIN)/python benchmarks/ops.py --threads 1 ratios calibrators
+	MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_MMAP_THRESHOLD_=8589934592 \
+	  $(BIN)/python benchmarks/ops.py calibrators
 	$(BIN)/python benchmarks/skip.py
+	$(BIN)/python benchmarks/plots.py
+	$(BIN)/python benchmarks/report.py
 
-bench-gpu: $(VENV)/built
-	$(BIN)/python benchmarks/gpu_suite.py --quick
+# PARTS="ops skip" measures these alone; QUICK=1 tests and measures in three minutes.
+bench-gpu: $(VENV)/built $(VENV)/peers
+	$(BIN)/python benchmarks/gpu_suite.py $(if $(QUICK),--quick) $(PARTS:%=--part %)
+	$(BIN)/python benchmarks/plots.py
+	$(BIN)/python benchmarks/report.py
 
 wheel: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w dist .

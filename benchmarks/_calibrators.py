@@ -114,6 +114,10 @@ def forecast_case(name: str, elements: int, dtype: torch.dtype, interval: int, a
     )
     if not add:
         case.providers["cpu-cpp, new tensor"] = ours_new
+    elif dtype == torch.float32:
+        case.providers["cpu-cpp, bfloat16 history"] = lambda i: ours(
+            {"x": i["x"], "history": [t.bfloat16() for t in i["history"]]}
+        )
     if state_of(name) is not None:
         case.providers[f"cache-dit {name}"] = theirs
     return case

@@ -5,7 +5,9 @@
 ratios        every operator on 8M bfloat16 elements per tensor beside all that computes the same,
               and the time of a call on 64 elements: what it costs before it computes anything
 sizes         the operators from 2^12 elements up: how near to a copy, and beside eager
-calibrators   one feature's forecast and commit beside the installed cache-dit's calibrators
+calibrators   one feature's forecast and commit beside the installed cache-dit's calibrators;
+              with MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ in the environment, as
+              `make bench` sets them in a second run, freed memory is kept for the next temporary
 features      cost against the number of features, with the line that fits it
 
 Without names: all of them. All providers of a case run in one run and in turn, best of all rounds,
@@ -17,6 +19,7 @@ move. Each writes `benchmarks/results/<name>-cpu.json` (ratios: `ops-cpu.json`),
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import _calibrators
@@ -35,7 +38,7 @@ SIZES = (12, 14, 16, 18, 20, 22, 24, 25)
 FEATURES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 PER_FEATURE = 1 << 17
 FLUX = 4096 * 3072  # one feature of FLUX.1 at 1024 x 1024
-CALIBRATED = (1 << 12, 1 << 16, 1 << 20, 1 << 22, FLUX, 1 << 25)
+CALIBRATED = (1 << 12, 1 << 16, 1 << 18, 1 << 20, 1 << 22, FLUX)
 
 
 def ratio_cases(elements: int) -> list[cases.Case]:
@@ -72,8 +75,14 @@ def calibrators(results: Results, rounds: int) -> None:
         for dtype in DTYPES:
             for case in _calibrators.cases(elements, dtype):
                 print(f"\n{case.name}, {elements} {case.dtype}", flush=True)
-                few = max(3, rounds // 3) if elements > FLUX else rounds
-                print(table(run_case(case, "cpu", results, few)))
+                few = max(3, rounds // 3) if elements >= FLUX else rounds
+                memory = "kept" if kept_memory() else "default"
+                print(table(run_case(case, "cpu", results, few, memory=memory)))
+
+
+def kept_memory() -> bool:
+    """Whether the C library was told to keep freed memory: big temporaries then cost no faults."""
+    return "MALLOC_TRIM_THRESHOLD_" in os.environ
 
 
 def features(results: Results, rounds: int) -> None:
@@ -126,6 +135,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     mark = "-1-thread" if args.threads == 1 else ""
+    mark += "-kept" if kept_memory() else ""
     with torch.inference_mode():
         for what in args.what or MEASURES:
             path = args.out / f"{FILES.get(what, what)}-cpu{mark}.json"

@@ -1,9 +1,9 @@
-"""Writes the tables of README.md from the JSON files in benchmarks/results.
+"""Writes the tables of README.md and docs/performance.md from the JSON files in benchmarks/results.
 
     python benchmarks/report.py
 
-They stand between `<!-- measured:begin -->` and `<!-- measured:end -->`; a test holds README and
-JSON equal.
+They stand between comments such as `<!-- measured:begin -->` and `<!-- measured:end -->`; a test
+holds pages and JSON equal.
 """
 
 from __future__ import annotations
@@ -13,25 +13,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import _performance
 import _quality
 from _measure import RESULTS, markdown
+from _performance import where
 
 ROOT = Path(__file__).parents[1]
 MARKERS = re.compile(r"(<!-- measured:begin -->\n).*?(<!-- measured:end -->)", re.DOTALL)
-RIVALS = ("eager", "eager-in-place", "eager-float32", "foreach", "compile", "cache-dit")
 
 
 def load(name: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads((RESULTS / name).read_text())
     return rows
-
-
-def where(row: dict[str, Any]) -> str:
-    """The conditions of a measurement, for its caption."""
-    return (
-        f"{row['device']}, {row['threads']} threads, torch {row['torch']}, "
-        f"commit {row['commit']}, {row['date']}"
-    )
 
 
 def skip_tables() -> str:
@@ -78,21 +71,21 @@ def quality_table() -> str:
     return caption + _quality.setting(rows)
 
 
+OPERATORS = (
+    "forecast K=3",
+    "forecast_calibrate",
+    "forecast_calibrate list n=8",
+    "forecast_residual_ L=2 K=3",
+    "forecast_residual_ L=8 K=3",
+    "forecast_residual_ packed L=8 K=3",
+    "commit_ K=3 R=0",
+    "commit_ K=3 R=2",
+)
+
+
 def op_table() -> str:
     """How much faster each operator is than what else computes the same."""
     rows = load("ops-cpu.json")
-    cases: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        if "gbs" in row:
-            cases.setdefault(row["case"], {})[row["provider"]] = row
-    body = []
-    for case, providers in cases.items():
-        ours = providers["cpu-cpp"]
-        ratios = [
-            f"{providers[rival]['ms'] / ours['ms']:.1f}x" if rival in providers else ""
-            for rival in RIVALS
-        ]
-        body.append([case, f"{ours['ms']:.2f}", f"{ours['gbs'] / ours['copy_gbs']:.0%}", *ratios])
     caption = (
         "\n\nThe operators on the CPU, 8M bfloat16 elements per tensor (with 8 features: in all of "
         "one slot), cold buffers: times faster than the same in eager bfloat16 as published caches "
@@ -100,19 +93,25 @@ def op_table() -> str:
         "float32, with "
         "`torch._foreach`, with `torch.compile`, and than the calibrator of cache-dit 1.5.3 "
         "(whose update only clones): "
-        f"{where(rows[0])} (`python benchmarks/ops.py`).\n\n"
+        f"{where(rows[0])} (`python benchmarks/ops.py ratios`).\n\n"
     )
-    head = ["operator", "ms", "of a copy's bandwidth", *RIVALS]
-    return caption + markdown(head, body)
+    return caption + _performance.ratio_table(rows, OPERATORS)
+
+
+def gpu_table() -> str:
+    """The bars on an H200, or where they will stand."""
+    if _performance.devices(RESULTS):
+        return "\n\nOn an H200:\n\n" + _performance.bars(RESULTS) + "\n"
+    return (
+        "\n\nOn a GPU: not measured yet. `make bench-gpu` tests the operators on the device, "
+        "measures them beside all rivals, and fills the table of bars in "
+        "[docs/performance.md](docs/performance.md#on-a-gpu).\n"
+    )
 
 
 def report() -> str:
     """All measured tables of the README."""
-    gpu = (
-        "\n\nOn a GPU: not measured yet; `make bench-gpu` tests the operators on the device and "
-        "measures them.\n"
-    )
-    return skip_tables() + quality_table() + op_table() + gpu
+    return skip_tables() + quality_table() + op_table() + gpu_table()
 
 
 def updated(text: str) -> str:
@@ -121,5 +120,6 @@ def updated(text: str) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(updated(readme.read_text()))
+    for page, update in ((ROOT / "README.md", updated), (_performance.PAGE, _performance.updated)):
+        page.write_text(update(page.read_text()))
+        print(f"written: {page}")
