@@ -135,7 +135,7 @@ def steps(folder: Path) -> str:
                 row["case"].removeprefix("skipped step, ") + row["provider"].removeprefix("foca"),
                 f"{row['ms']:.3f}",
                 f"{row['share']:.2%}",
-                str(row["launches"]),
+                _number(row["launches"], "{}"),
                 ", ".join(f"{k} {v:.3f}" for k, v in row.get("pieces", {}).items()),
             ]
             for row in rows

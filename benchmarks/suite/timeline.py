@@ -18,7 +18,8 @@ def trace(call: Callable[[], object], device: str) -> dict[str, Any]:
     """What one call does, after two that warm up.
 
     Returns:
-        launches: kernels and copies on the device; on a CPU the operators that call no others.
+        launches: kernels and copies on the device; on a CPU the operators that call no others;
+        None where the profiler sees nothing of the device.
         span_us: from the first launch's begin to the last one's end; busy_us: of it, at work;
         gaps_us: of it, idle. host_us: until the call returns, measured without the profiler.
         slowest: (name, how many, microseconds) of the launches that take longest in sum.
@@ -61,7 +62,7 @@ def summary(spans: list[tuple[float, float, str]]) -> dict[str, Any]:
         count[name] += 1
         took[name] += end - begin
     return {
-        "launches": len(spans),
+        "launches": len(spans) or None,
         "span_us": reached - first,
         "busy_us": busy,
         "gaps_us": reached - first - busy,

@@ -190,6 +190,19 @@ def test_commit_compares_statistics_with_separate_passes(run, monkeypatch):
     assert {("without", "module"), ("in line", "module"), ("in line", "stack")} <= ways
 
 
+def test_full_steps_only_commits_every_feature_and_skips_nothing():
+    from suite.commits import full_steps_only
+
+    workload = models.build("dit-xl/2-256", "cpu", tiny=True)
+    for stats in (False, True):
+        with full_steps_only(workload, "module", stats) as step:
+            for _ in range(6):
+                step()
+            seen = foca_cache_stats(workload.model)
+        assert seen["commits"] == 6 * seen["features"]
+        assert (seen["skipped_steps"], seen["host_reads"] > 0) == (0, stats)
+
+
 def test_separate_passes_give_the_same_statistics():
     from _cases import commit_case
     from suite.commits import kernels, plain_norms, separately
