@@ -62,7 +62,7 @@ def main() -> None:
         draw = partial(drawing(model, scheduler, args.samples, args.steps, 1.0), model)
         seeds = Seeds([1000], [1001], [1002])
         measured = measure(model, scheduler, draw, "module", seeds.record, probes=10)
-        timesteps = measured.target.timesteps
+        timesteps = measured.origin.timesteps
         foca = FoCa(feedback=0.5)
         for budget in tqdm(args.budgets, desc=f"shift {shift:g}"):
             even = FullSteps(even_steps(args.steps, budget, (0, 1)))

@@ -13,7 +13,6 @@ from foca_dit.adapters.models import find_spec, register_adapter
 from foca_dit.clock import NoiseLevels
 from foca_dit.config import FoCaCacheConfig
 from foca_dit.state import CacheState
-from foca_dit.tuned import TunedPlan
 
 if TYPE_CHECKING:
     from foca_dit.adapters.hooks import ModelHook
@@ -44,7 +43,7 @@ def apply_foca_cache(
     Raises:
         TypeError: a model that is not supported.
         ValueError: the model already has a cache, ours or one of diffusers', or cannot cache at
-            this granularity, or is not the one that the configuration's plan was tuned for.
+            this granularity, or is not the one that the plan or the scheme was calibrated for.
 
     Example:
         >>> apply_foca_cache(pipe, FoCaCacheConfig(cache_interval=5))
@@ -60,9 +59,10 @@ def apply_foca_cache(
             f"foca_dit: {type(model).__name__} already has a cache: call remove_foca_cache(model) "
             "before applying another"
         )
-    if isinstance(config.plan, TunedPlan):
-        config.plan.check(model, scheduler)
-    granularity = config.resolve().granularity
+    settings = config.resolve()
+    granularity = settings.granularity
+    if settings.scheme.origin is not None:
+        settings.scheme.origin.check(model, granularity, scheduler)
     if granularity not in spec.granularities:
         if config.granularity is not None:
             raise ValueError(

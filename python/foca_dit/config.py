@@ -133,7 +133,7 @@ class FoCaCacheConfig:
             "time",
             "tol",
         ):
-            if getattr(self, name) not in (None, getattr(plan.target, name, None)):
+            if getattr(self, name) not in (None, getattr(plan.origin, name, None)):
                 raise ValueError(
                     f"FoCaCacheConfig: argument '{name}': expected None beside a plan (the plan "
                     f"decides alone), got {getattr(self, name)!r}"
@@ -141,8 +141,8 @@ class FoCaCacheConfig:
         return Settings(
             scheme=plan.scheme,
             schedule=FullSteps(plan.plan.full_steps),
-            granularity=plan.target.granularity,
-            time=plan.time,
+            granularity=plan.origin.granularity,
+            time="step",
             history_dtype=self.history_dtype,
         )
 

@@ -180,17 +180,18 @@ class FeatureHistories:
 
     def _factor(self, feature: int) -> torch.Tensor | None:
         """The scheme's elementwise factor of this feature's forecast, on its device, or None."""
-        factor = self._settings.scheme.factor(feature, self._anchors[feature], self._step)
+        slot = self._slots[feature][0]
+        factor: torch.Tensor | None = self._settings.scheme.factor(
+            feature, self._anchors[feature], self._step, slot.device
+        )
         if factor is None:
             return None
-        slot = self._slots[feature][0]
         if factor.shape[1:] != slot.shape[1:]:
             raise ValueError(
                 f"foca_dit: the scheme's factors: expected the size {list(slot.shape[1:])} of "
                 f"feature {feature}, got {list(factor.shape[1:])}: calibrate at this resolution"
             )
-        on_device: torch.Tensor = factor.to(slot.device, torch.float32)
-        return on_device
+        return factor
 
     def _full_gate(
         self,

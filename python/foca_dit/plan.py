@@ -1,8 +1,9 @@
-"""A plan: everything a cache does in one generation, worked out beforehand as plain numbers.
+"""`Plan`: everything a cache does in one generation, worked out beforehand as plain numbers.
 
 An engine that cannot run Python loads a plan's JSON file and needs no knowledge of schemes: for
 each step it finds either a transition table to commit with or weights to forecast with. The format
-is described in docs/plan-format.md.
+is described in docs/plan-format.md. (`foca_dit.tuned` holds plans fitted to one model;
+`foca_dit.estimate` says what a cache will cost, and has no tables.)
 """
 
 from __future__ import annotations

@@ -366,6 +366,8 @@ class CacheState:
             time = "step" if time in _BY_NOISE else time
             self.stats.time_fallbacks[UNTIMED.format(timestep, self.levels.largest)] += 1
         clock = make_clock(time, self.levels)
+        if (origin := self.settings.scheme.origin) is not None:
+            clock = origin.watched(clock)
         histories = FeatureHistories(self.settings, self.features, self.stats)
         return Branch(Trajectory(clock, self._restartable), histories, self.levels, timed)
 

@@ -1,11 +1,14 @@
 """GOC's inflection set and EOC's prior and judgment: known answers, and in a real model."""
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from models import draw, tiny_dit, tiny_dit_pipeline
 
 from foca_dit import (
     FoCaCacheConfig,
@@ -18,6 +21,7 @@ from foca_dit import (
 )
 from foca_dit.adapters.hooks import find_hook
 from foca_dit.analysis.sampling import sample
+from foca_dit.calibration.calibrated import Calibrated
 from foca_dit.calibration.eoc import EOC, _Sums, calibrate_eoc, judged, save_eoc
 from foca_dit.calibration.files import load_scheme, save_goc
 from foca_dit.calibration.grams import record_grams
@@ -26,6 +30,7 @@ from foca_dit.calibration.masks import layer_mask
 from foca_dit.calibration.means import MeanFeatures, record_means
 from foca_dit.calibration.record import Trajectories, recording
 from foca_dit.cli.main import main
+from foca_dit.origin import Origin
 
 STEPS = 10
 
@@ -165,7 +170,8 @@ def test_a_factor_of_a_reused_feature_by_hand(dit):
 
 
 def test_files_read_back_as_written(dit, tmp_path):
-    goc = schemes.GOC(eta=0.8, inflection_steps=(2, 3, 5))
+    origin = Origin.of(dit, "module", FlowMatchEulerDiscreteScheduler(), (1000.0, 500.0))
+    goc = Calibrated(schemes.GOC(eta=0.8, inflection_steps=(2, 3, 5)), made_for=origin)
     save_goc(goc, tmp_path / "goc.json", {"samples": 4})
     assert load_scheme(tmp_path / "goc.json") == goc
     make, judge = [drawing(dit, 1)], [drawing(dit, 2)]
@@ -175,6 +181,8 @@ def test_files_read_back_as_written(dit, tmp_path):
     save_eoc(eoc, tmp_path / "eoc.json", report)
     again = load_scheme(tmp_path / "eoc.json")
     assert again.base == eoc.base
+    assert again.origin == eoc.origin
+    assert len(again.origin.timesteps) == STEPS
     assert set(again.factors) == set(eoc.factors)
     assert all(torch.equal(again.factors[k], eoc.factors[k]) for k in eoc.factors)
     assert {f.suffix for f in tmp_path.iterdir()} == {".json", ".safetensors"}
@@ -191,6 +199,56 @@ def test_files_that_are_broken_are_refused_by_name(tmp_path, text):
     file.write_text(text)
     with pytest.raises(ValueError, match=f"load_scheme {file}: expected"):
         load_scheme(file)
+
+
+def test_files_refuse_a_model_and_a_sampler_that_they_do_not_know(dit, tmp_path):
+    """As tuned plans do: by the model when it is applied, by the timesteps as they come."""
+    means = record_means(dit, "module", [drawing(dit, 1)])
+    goc = schemes.GOC(1.2, inflection_steps(means))
+    flow = FlowMatchEulerDiscreteScheduler()
+    eoc, _ = calibrate_eoc(
+        dit, schemes.Reuse(), Interval(2), [drawing(dit, 1)], [drawing(dit, 2)], scheduler=flow
+    )
+    origin = Origin.of(dit, "module", flow, means.timesteps)
+    assert eoc.origin == origin
+    save_goc(Calibrated(goc, made_for=origin), tmp_path / "goc.json", {})
+    save_eoc(eoc, tmp_path / "eoc.json", {})
+    for name in ("goc.json", "eoc.json"):
+        config = FoCaCacheConfig(
+            scheme=load_scheme(tmp_path / name), cache_interval=2, granularity="module"
+        )
+        with pytest.raises(ValueError, match="calibrated for a model with other weights"):
+            apply_foca_cache(tiny_dit(seed=1), config)
+        with pytest.raises(ValueError, match="for the granularity module, got stack"):
+            apply_foca_cache(dit, replace(config, granularity="stack"))
+        pipeline = tiny_dit_pipeline()
+        pipeline.transformer = dit
+        with pytest.raises(ValueError, match="sampler FlowMatchEulerDiscreteScheduler, got DDIM"):
+            apply_foca_cache(pipeline, config)
+        apply_foca_cache(dit, config)
+        same = drawing(dit, 1)()
+        with pytest.raises(ValueError, match="got timestep"):
+            draw(dit, steps=STEPS + 1)
+        remove_foca_cache(dit)
+        bare = replace(config, scheme=replace(config.scheme, made_for=None))
+        apply_foca_cache(dit, bare)
+        torch.testing.assert_close(drawing(dit, 1)(), same, rtol=0, atol=0)
+        remove_foca_cache(dit)
+        data = json.loads((tmp_path / name).read_text())
+        del data["calibrated_on"]  # a file of an older version
+        (tmp_path / name).write_text(json.dumps(data))
+        with pytest.raises(ValueError, match="calibrate again"):
+            load_scheme(tmp_path / name)
+
+
+def test_factors_move_to_a_device_once():
+    factors = {(0, 1, 2): torch.ones(1, 3)}
+    scheme = EOC(schemes.Reuse(), factors)
+    assert scheme.factor(0, (0, 1), 2, torch.device("cpu")) is factors[0, 1, 2]
+    moved = scheme.factor(0, (0, 1), 2, torch.device("meta"))
+    assert moved.device.type == "meta"
+    assert scheme.factor(0, (0, 1), 2, torch.device("meta")) is moved
+    assert scheme.factor(0, (0, 2), 3, torch.device("meta")) is None
 
 
 def test_priors_do_not_overwrite_their_own_file(tmp_path, capsys):

@@ -23,7 +23,7 @@ from foca_dit.calibration.influence import model_influence, sampler_influence
 from foca_dit.calibration.record import Trajectories, recording
 from foca_dit.calibration.tune import Seeds, build_plan, measure, tune
 from foca_dit.plan import Plan
-from foca_dit.tuned import Target, TunedPlan
+from foca_dit.tuned import TunedPlan
 
 STEPS = 12
 
@@ -190,7 +190,7 @@ def test_a_plan_file_reads_back_as_written(plan, tmp_path):
     plan.save(file)
     again = TunedPlan.load(file)
     assert again.plan == plan.plan
-    assert again.target == plan.target
+    assert again.origin == plan.origin
     assert again.report == plan.report
     assert Plan.from_json(file.read_text()) == plan.plan  # any engine can read it
     assert list(tmp_path.iterdir()) == [file]
@@ -222,25 +222,65 @@ def test_a_plan_refuses_another_run(dit, plan, guidance):
             drawing(model, guidance=guidance, **other)(9)
         remove_foca_cache(model)
 
-    refused("tuned for 12 steps of FlowMatchEulerDiscreteScheduler.*got timestep", steps=13)
+    refused("calibrated for 12 steps of FlowMatchEulerDiscreteScheduler.*got timestep", steps=13)
     refused("got timestep", scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
     apply_foca_cache(dit, FoCaCacheConfig(plan=plan))
 
     @torch.no_grad()
     def from_the_fourth_step():
-        for timestep in plan.target.timesteps[3:5]:
+        for timestep in plan.origin.timesteps[3:5]:
             dit(noise(1), timestep=torch.tensor([timestep] * 2), class_labels=torch.arange(2))
 
-    with pytest.raises(ValueError, match="leaves none out, got the plan's step 3 as step 0"):
+    with pytest.raises(ValueError, match="leaves none out, got the calibrated step 3 as step 0"):
         from_the_fourth_step()
     remove_foca_cache(dit)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_full_step_that_failed_is_named(plan, dit, again):
+    """Run again, the generation goes on; left out, only a new one helps, and the error says so."""
+    lost = plan.plan.full_steps[2]
+    armed = [True]
+
+    def fail(*_):
+        if armed and state["step"] == lost:
+            armed.clear()
+            raise MemoryError
+
+    state = {"step": 0}
+    handle = dit.transformer_blocks[1].attn1.to_q.register_forward_pre_hook(fail)
+    apply_foca_cache(dit, FoCaCacheConfig(plan=plan))
+    x = noise(1)
+
+    @torch.no_grad()
+    def call(step):
+        state["step"] = step
+        timestep = torch.tensor([plan.origin.timesteps[step]] * 2)
+        return dit(x, timestep=timestep, class_labels=torch.arange(2)).sample
+
+    def generation():
+        for step in range(STEPS):
+            try:
+                call(step)
+            except MemoryError:
+                if again:
+                    call(step)
+
+    if again:
+        generation()
+    else:
+        with pytest.raises(ValueError, match=f"full step {lost} was not completed.*new generation"):
+            generation()
+    generation()  # a new one
+    remove_foca_cache(dit)
+    handle.remove()
 
 
 def test_a_plan_refuses_another_model(plan, dit):
     from models import tiny_dit, tiny_dit_pipeline, tiny_flux
 
     config = FoCaCacheConfig(plan=plan)
-    with pytest.raises(ValueError, match="tuned for the class DiTTransformer2DModel, got Flux"):
+    with pytest.raises(ValueError, match="for the class DiTTransformer2DModel, got Flux"):
         apply_foca_cache(tiny_flux(), config)
     with pytest.raises(ValueError, match="configuration has the fingerprint"):
         apply_foca_cache(tiny_dit(size=16), config)
@@ -256,11 +296,11 @@ def test_a_plan_refuses_another_model(plan, dit):
 
 
 def test_timesteps_may_have_gone_through_half_precision(plan):
-    for step, timestep in enumerate(plan.target.timesteps):
+    for step, timestep in enumerate(plan.origin.timesteps):
         rounded = float(torch.tensor(timestep, dtype=torch.bfloat16))
-        assert plan.time(timestep) == plan.time(rounded) == step
+        assert plan.origin.step(timestep) == plan.origin.step(rounded) == step
     with pytest.raises(ValueError, match="got timestep"):
-        plan.time(plan.target.timesteps[3] * 1.0007)
+        plan.origin.step(plan.origin.timesteps[3] * 1.0007)
 
 
 @pytest.mark.parametrize(
@@ -307,8 +347,10 @@ def test_seeds_do_not_overlap():
 
 
 def test_a_target_without_a_probe_cannot_tell_weights_apart(plan, dit):
-    blank = replace(plan.target, probe=())
-    blank.check(Target.of(dit, "stack"))
+    blank = replace(plan.origin, probe=())
+    blank.check(dit, "stack")
+    with pytest.raises(ValueError, match="for the granularity stack, got output"):
+        blank.check(dit, "output")
 
 
 def test_plans_of_every_budget_are_consistent(dit):

@@ -37,7 +37,7 @@ def test_calibrate_writes_schemes_that_load(tmp_path, capsys):
     assert main(["calibrate", "goc", WEIGHTS, *arguments, "--out", str(goc)]) == 0
     assert main(["calibrate", "eoc", WEIGHTS, *arguments, "--out", str(eoc)]) == 0
     assert "forecasts are corrected" in capsys.readouterr().out
-    assert set(load_scheme(goc).inflection_steps) <= set(range(2, 8))
+    assert set(load_scheme(goc).base.inflection_steps) <= set(range(2, 8))
     scheme = load_scheme(eoc)
     # Full steps 0, 1, 2, 5: the others are corrected from the one before them.
     assert {(a, s) for _, a, s in scheme.factors} <= {(2, 3), (2, 4), (5, 6), (5, 7)}

@@ -24,7 +24,7 @@ def test_a_tuned_plan_beats_the_uniform_interval_on_new_seeds(tmp_path, capsys):
     arguments = ["tune", str(WEIGHTS), "--budget", "6", *QUICK, "--out", str(file)]
     assert main(arguments) == 0
     assert "written" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == [file]
+    assert {f.name for f in tmp_path.iterdir()} == {"plan.json", "plan.recording.json"}
     report = json.loads(file.read_text())["report"]
     assert set(report["placements"]) >= {"dynamic programming", "even"}
     model, scheduler = load(WEIGHTS)
@@ -45,17 +45,36 @@ def test_a_tuned_plan_beats_the_uniform_interval_on_new_seeds(tmp_path, capsys):
     assert decibels["tuned"] > decibels["uniform"] + 2
 
 
-def test_an_interrupted_run_writes_nothing(tmp_path, capsys, monkeypatch):
+def test_an_interrupted_run_goes_on(tmp_path, capsys, monkeypatch):
+    """While it records it leaves nothing; afterwards it does not record again."""
     import foca_dit.calibration.tune as tuning
 
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tuning, "candidates", interrupted)
-    out = ["--out", str(tmp_path / "plan.json")]
-    assert main(["tune", str(WEIGHTS), "--budget", "2", *QUICK, *out]) == 130
+    short = ["--quick", "--samples", "1", "--steps", "6", "--budget", "3"]
+    argv = ["tune", str(WEIGHTS), *short, "--out", str(tmp_path / "plan.json")]
+    with monkeypatch.context() as patched:
+        patched.setattr(tuning, "model_influence", interrupted)
+        assert main(argv) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr(tuning, "candidates", interrupted)
+        assert main(argv) == 130
+    assert "the same command goes on after the recording" in capsys.readouterr().out
+    assert [f.name for f in tmp_path.iterdir()] == ["plan.recording.json"]
+    with monkeypatch.context() as patched:
+        patched.setattr(tuning, "model_influence", interrupted)  # would be called to record
+        assert main(argv) == 0
+        resumed = json.loads((tmp_path / "plan.json").read_text())
+        assert main([*argv, "--seed", "7"]) == 130  # another recording is needed
+    capsys.readouterr()
+    assert main([*argv, "--fresh"]) == 0
+    assert json.loads((tmp_path / "plan.json").read_text()) == resumed
+    (tmp_path / "plan.recording.json").write_text("{}")
+    assert main(argv) == 2
+    assert "expected" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -228,3 +228,32 @@ def test_rows_that_pass_their_budget_stand_last():
     for lines in (tables.quality(rows), tables.everything(rows, 9)):
         assert [line[0] for line in lines[1:]] == ["high", "low", "costly"]
     assert tables.quality(rows)[1][1] == "30.0 (8.4)"
+
+
+def test_fid_over_full_steps_is_drawn_and_tabulated(tmp_path):
+    from PIL import Image
+
+    from foca_dit.cli.chart import write_picture
+    from foca_dit.cli.distance import picture
+
+    setting = {"shift": 1.0, "steps": 50, "images": 500, "guidance_scale": 1.0}
+    values = {("full run", 50): (2.0, 2.4), ("few", 9): (3.0, 3.2), ("FoCa, adaptive", 9): (1.0, 1)}
+    rows = [
+        {**setting, "row": row, "budget": budget, "seed": seed, "classifier_fid": fid[seed]}
+        for (row, budget), fid in values.items()
+        for seed in (0, 1)
+    ]
+    pooled = [
+        {**setting, "row": row, "budget": 9, "seeds": [0, 1], "classifier_fid": fid}
+        for row, fid in (("few", 2.5), ("FoCa, adaptive", 0.75))
+    ]
+    lines = tables.closeness(rows, pooled)
+    assert lines[0] == ["row", "9 full steps: FID"]
+    assert [line[0] for line in lines[1:]] == ["full run", "FoCa, adaptive", "few"]
+    assert lines[2][1] == "0.75 (1.00 ± 0.00)"
+    assert lines[3][1] == "2.50 (3.10 ± 0.14)"
+    assert lines[1][1] == "- (2.20 ± 0.28)"
+    only = [row for row in rows if row["seed"] == 0]
+    assert tables.distances(only, [])["few"] == {9: [3.0, 3.0]}
+    write_picture(picture(only, []), tmp_path / "fid.png")
+    assert Image.open(tmp_path / "fid.png").size == (760, 420)

@@ -20,9 +20,10 @@ from foca_dit import (
 )
 from foca_dit.adapters.published import PUBLISHED, Request
 from foca_dit.cli.main import main
+from foca_dit.origin import Origin
 from foca_dit.plan import Plan
 from foca_dit.schemes import Newton
-from foca_dit.tuned import Target, TunedPlan
+from foca_dit.tuned import TunedPlan
 
 # (model, request, TFLOPs of 50 steps, {(interval, warm-up): TFLOPs of the cached run}): tables 1 to
 # 3 of the paper, arXiv:2508.16211. HunyuanVideo's resolution is not given there; this one fits. Its
@@ -128,7 +129,7 @@ def test_a_tuned_plan_is_planned():
     model = tiny_dit()
     tables = Plan.build(Newton(order=2), FullSteps([0, 1, 4, 8]), [float(i) for i in range(12)])
     timesteps = tuple(1000.0 - 80 * i for i in range(12))
-    tuned = TunedPlan(tables, Target.of(model, "module", None, timesteps), {})
+    tuned = TunedPlan(tables, Origin.of(model, "module", None, timesteps), {})
     plan = plan_foca_cache(model, _dit_inputs(), FoCaCacheConfig(plan=tuned), steps=12)
     same = FoCaCacheConfig(scheme=Newton(order=2), granularity="module", cache_interval=3)
     assert (plan.full_steps, plan.granularity) == (4, "module")

@@ -21,17 +21,19 @@ from typing import Any, ClassVar
 import torch
 
 from foca_dit import schemes
+from foca_dit.calibration.calibrated import ORIGIN, Calibrated, read_origin
 from foca_dit.calibration.record import Trajectories, recording
 from foca_dit.files import write_whole
+from foca_dit.origin import Origin
 from foca_dit.schedules import Schedule
-from foca_dit.schemes.base import Scheme, Table
+from foca_dit.schemes.base import Scheme
 
 PRIORS = ("difference", "ratio")
 FORMAT = "foca-eoc"
 
 
 @dataclass(frozen=True, eq=False)
-class EOC(Scheme):
+class EOC(Calibrated):
     """A scheme whose forecasts are multiplied by `1 + eta T` where a judged prior exists.
 
     Tables are the base scheme's. The factor multiplies elementwise, so it is a full-size gate for
@@ -39,43 +41,28 @@ class EOC(Scheme):
 
     Args:
         base: the scheme that forecasts.
-        factors: `1 + eta T` [1, ...] by (feature, latest anchor, step).
+        factors: `1 + eta T` [1, ...], float32, by (feature, latest anchor, step).
+        made_for: what the priors were made on; None: anything.
     """
 
-    base: Scheme
     factors: Mapping[tuple[int, int, int], torch.Tensor] = field(repr=False)
+    _moved: dict[Any, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     name: ClassVar[str] = "eoc"
     citation: ClassVar[str] = (
         "Qiu et al., Accelerating Diffusion Transformer via Error-Optimized Cache, arXiv:2501.19243"
     )
 
-    @property
-    def order(self) -> int:
-        return self.base.order
-
-    @property
-    def history_size(self) -> int:
-        return self.base.history_size
-
-    @property
-    def exact_degree(self) -> int:
-        return 0
-
-    def transition(self, tau: Sequence[float], anchors: Sequence[int]) -> Table:
-        return self.base.transition(tau, anchors)
-
-    def weights(self, tau: Sequence[float], anchors: Sequence[int], step: int) -> Table:
-        return self.base.weights(tau, anchors, step)
-
-    def factor(self, feature: int, anchors: Sequence[int], step: int) -> torch.Tensor | None:
-        return self.factors.get((feature, anchors[-1], step))
-
-    def _rows(self, tau: list[float], anchors: list[int]) -> Table:
-        return self.base._rows(tau, anchors)
-
-    def _weights(self, tau: list[float], anchors: list[int], step: int) -> Table:
-        return self.base._weights(tau, anchors, step)
+    def factor(
+        self, feature: int, anchors: Sequence[int], step: int, device: Any = None
+    ) -> torch.Tensor | None:
+        key = (feature, anchors[-1], step)
+        found = self.factors.get(key)
+        if found is None or device in (None, found.device):
+            return found
+        if (key, device) not in self._moved:  # once, for all generations to come
+            self._moved[key, device] = found.to(device)
+        return self._moved[key, device]
 
 
 def judged(
@@ -125,6 +112,7 @@ def calibrate_eoc(
     prior: str = "ratio",
     eta: float = 1.0,
     ridge: float = 1.0,
+    scheduler: Any = None,
     done: Callable[[], Any] | None = None,
 ) -> tuple[EOC, dict[str, Any]]:
     """Makes the priors from some generations and judges them on others.
@@ -138,6 +126,7 @@ def calibrate_eoc(
         prior: "difference" or "ratio".
         eta: weight of the prior.
         ridge: shrinks the ratio where a feature is small: in units of its mean square.
+        scheduler: the sampler of the generations, so that others are refused; None: unknown.
         done: called after each generation.
 
     Returns:
@@ -151,12 +140,17 @@ def calibrate_eoc(
     if not make or not judge:
         raise ValueError("calibrate_eoc: expected generations to make priors from and to judge on")
     sums: dict[tuple[int, int, int], _Sums] = {}
+    timesteps: tuple[float, ...] = ()
 
     def visit(generate: Callable[[], Any], use: Callable[..., None]) -> None:
+        nonlocal timesteps
         sink = Trajectories()
         with recording(model, granularity, sink) as state:
             generate()
-            steps = len(state.timesteps)
+            own, steps = state.timesteps, len(state.timesteps)
+        if timesteps and own != timesteps:
+            raise ValueError("calibrate_eoc: expected the same timesteps in all generations")
+        timesteps = own
         for _, feature, values in sink.stacked(steps):
             full = schedule.full_steps(steps, feature)
             forecasts = schemes.run_reference(base, values, full)
@@ -189,7 +183,7 @@ def calibrate_eoc(
         "error_without": sum(e[0] for e in errors.values()),
         "error_with": sum(e[1] if key in kept else e[0] for key, e in errors.items()),
     }
-    return EOC(base, kept), report
+    return EOC(base, kept, made_for=Origin.of(model, granularity, scheduler, timesteps)), report
 
 
 def tensors_beside(path: Path) -> Path:
@@ -218,6 +212,7 @@ def save_eoc(scheme: EOC, path: Path, report: Mapping[str, Any]) -> None:
         "format": FORMAT,
         "base": schemes.describe(scheme.base),
         "factors": tensors.name,
+        ORIGIN: None if scheme.made_for is None else scheme.made_for.as_dict(),
         "report": dict(report),
     }
     write_whole(path, json.dumps(data, indent=1) + "\n")
@@ -232,4 +227,4 @@ def load_eoc(path: Path, data: Mapping[str, Any]) -> EOC:
     for name, tensor in named.items():
         feature, anchor, step = map(int, name.split("/"))
         factors[feature, anchor, step] = tensor
-    return EOC(schemes.build(data["base"]), factors)
+    return EOC(schemes.build(data["base"]), factors, made_for=read_origin(data))

@@ -10,20 +10,28 @@ from typing import Any
 
 from foca_dit import schemes
 from foca_dit.calibration import eoc
+from foca_dit.calibration.calibrated import ORIGIN, Calibrated, read_origin
 from foca_dit.files import write_whole
 from foca_dit.schemes.base import Scheme
 
 GOC_FORMAT = "foca-goc"
 
 
-def save_goc(scheme: schemes.GOC, path: Path, report: Mapping[str, Any]) -> None:
-    """Writes a GOC scheme with its inflection set as JSON."""
-    data = {"format": GOC_FORMAT, "scheme": schemes.describe(scheme), "report": dict(report)}
+def save_goc(scheme: Calibrated, path: Path, report: Mapping[str, Any]) -> None:
+    """Writes a GOC scheme with its inflection set and its origin as JSON."""
+    data = {
+        "format": GOC_FORMAT,
+        "scheme": schemes.describe(scheme.base),
+        ORIGIN: None if scheme.made_for is None else scheme.made_for.as_dict(),
+        "report": dict(report),
+    }
     write_whole(path, json.dumps(data, indent=1) + "\n")
 
 
 def load_scheme(path: str | os.PathLike[str]) -> Scheme:
     """The scheme in a file of `foca-dit calibrate`, for `FoCaCacheConfig(scheme=..)`.
+
+    It refuses models, samplers and numbers of steps that it was not calibrated on.
 
     Raises:
         OSError: It cannot be read.
@@ -35,7 +43,7 @@ def load_scheme(path: str | os.PathLike[str]) -> Scheme:
         data = json.loads(text)
         known = data.get("format") if isinstance(data, dict) else None
         if known == GOC_FORMAT:
-            return schemes.build(data["scheme"])
+            return Calibrated(schemes.build(data["scheme"]), made_for=read_origin(data))
         if known == eoc.FORMAT:
             return eoc.load_eoc(file, data)
     except (KeyError, TypeError, ValueError) as error:

@@ -81,7 +81,7 @@ def record_grams(
             )
         for _, feature, values in sink.stacked(len(own)):
             x = values.flatten(1)
-            total[feature] += (x @ x.T).cpu().numpy()
+            total[feature] += (x @ x.T).numpy()
         if done is not None:
             done()
     if total is None or not timesteps:

@@ -27,15 +27,18 @@ class _Reader(FeatureHistories):
 
     sink: Callable[[int, int, torch.Tensor], None]
     open_step = -1
+    taken: set[int]
 
     def begin(self, step: int, *args: object, **kwargs: object) -> None:
-        self.open_step = step
+        self.open_step, self.taken = step, set()
 
     def due(self, feature: int) -> bool:
         return True
 
     def commit(self, feature: int, value: torch.Tensor) -> None:
-        self.sink(self.open_step, feature, value.detach())
+        if feature not in self.taken:  # as a history: a step's first call of the module counts
+            self.taken.add(feature)
+            self.sink(self.open_step, feature, value.detach())
 
 
 class Recording(CacheState):
@@ -91,7 +94,10 @@ def recording(model: torch.nn.Module, granularity: str, sink: Sink) -> Iterator[
 
 
 class Trajectories:
-    """A sink that keeps one generation's features, by branch and feature.
+    """A sink that keeps one generation's features, by branch and feature, in host memory.
+
+    An inner product of two steps needs both of them, so all S values of a feature have to be kept
+    until the last one is there: on the host, for the device has a model to hold.
 
     Args:
         max_elements: elements kept per value; larger ones are read at an even stride. None: all,
@@ -112,7 +118,7 @@ class Trajectories:
         if self._limit is not None:
             value = value.reshape(-1)
             value = value[:: -(-value.numel() // self._limit)]
-        kept.append(value.clone())
+        kept.append(value.to("cpu", copy=True))
 
     def stacked(self, steps: int) -> Iterator[tuple[int, int, torch.Tensor]]:
         """(branch, feature, float64 [S, ...]) of every feature.

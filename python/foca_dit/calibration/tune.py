@@ -8,9 +8,11 @@ it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +26,15 @@ from foca_dit.calibration.influence import model_influence, probe_steps, sampler
 from foca_dit.calibration.joint import fit_jointly, refine
 from foca_dit.calibration.placement import HISTORY, interval_costs, place
 from foca_dit.config import FoCaCacheConfig
+from foca_dit.files import write_whole
+from foca_dit.origin import Origin
 from foca_dit.plan import Plan
-from foca_dit.tuned import Target, TunedPlan
+from foca_dit.tuned import TunedPlan
 
 Draw = Callable[[int], torch.Tensor]
 """Runs one generation of a batch from a seed, and returns its samples."""
+
+FORMAT = "foca-recording"
 
 FORCED = (0, 1)
 """Always computed: at the second step the cache cannot yet tell a new generation from a branch."""
@@ -63,12 +69,45 @@ class Measured:
     Attributes:
         gram: float64 [S, S] of all features.
         influence: [S], what an error at a step makes of the image.
-        target: what it was measured on.
+        origin: what it was measured on.
     """
 
     gram: Array
     influence: Array
-    target: Target
+    origin: Origin
+
+    def save(self, path: Path, settings: Mapping[str, Any]) -> None:
+        """Writes it as JSON, whole or not at all, with what it was measured with."""
+        data = {
+            "format": FORMAT,
+            "settings": dict(settings),
+            "measured_on": self.origin.as_dict(),
+            "gram": self.gram.tolist(),
+            "influence": self.influence.tolist(),
+        }
+        write_whole(path, json.dumps(data) + "\n")
+
+    @classmethod
+    def load(cls, path: Path, settings: Mapping[str, Any]) -> Measured | None:
+        """Reads what `save` wrote; None where it is not there or was measured with other settings.
+
+        Raises:
+            ValueError: The file is something else.
+        """
+        if not path.exists():
+            return None
+        try:
+            data = json.loads(path.read_text())
+            if data["format"] != FORMAT:
+                raise ValueError(f"format {data['format']!r}")
+            if data["settings"] != json.loads(json.dumps(dict(settings))):
+                return None
+            origin = Origin.from_dict(data["measured_on"])
+            return cls(np.array(data["gram"]), np.array(data["influence"]), origin)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"tune: expected {path} to be a recording of foca-dit tune, got {error}: remove it"
+            ) from error
 
 
 def measure(
@@ -106,8 +145,8 @@ def measure(
         probe_steps(steps, probes) if probes and steps > 3 else [],
         done,
     )
-    target = Target.of(model, granularity, scheduler, first.timesteps)
-    return Measured(gram, influence, target)
+    origin = Origin.of(model, granularity, scheduler, first.timesteps)
+    return Measured(gram, influence, origin)
 
 
 def candidates(measured: Measured, budget: int, noise: float = NOISE) -> dict[str, tuple[int, ...]]:
@@ -203,7 +242,7 @@ def tune(
         return torch.cat(drawn)
 
     plans = {
-        name: TunedPlan(build_plan(measured.gram, measured.influence, full), measured.target, {})
+        name: TunedPlan(build_plan(measured.gram, measured.influence, full), measured.origin, {})
         for name, full in candidates(measured, budget).items()
     }
     full = images(None, seeds.choose)
@@ -224,4 +263,4 @@ def tune(
         "chosen": best,
         "check_psnr": round(checked, 2),
     }
-    return TunedPlan(plans[best].plan, measured.target, report)
+    return TunedPlan(plans[best].plan, measured.origin, report)

@@ -10,6 +10,7 @@ from typing import Any
 from foca_dit import schemes
 from foca_dit.cli.demo import DEFAULT_MODEL, load
 from foca_dit.cli.tune import drawing
+from foca_dit.origin import Origin
 from foca_dit.schedules import Interval
 
 
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from foca_dit.calibration import eoc, files, inflection, means
+    from foca_dit.calibration.calibrated import Calibrated
 
     if not args.out.absolute().parent.is_dir():
         raise FileNotFoundError(f"argument --out: expected a folder that exists, got {args.out}")
@@ -75,7 +77,10 @@ def run(args: argparse.Namespace) -> int:
         if args.method == "goc":
             found = means.record_means(model, "module", runs, bar.update)
             steps = inflection.inflection_steps(found)
-            goc = schemes.GOC(1.2 if args.eta is None else args.eta, steps)
+            goc = Calibrated(
+                schemes.GOC(1.2 if args.eta is None else args.eta, steps),
+                made_for=Origin.of(model, "module", scheduler, found.timesteps),
+            )
             report: dict[str, Any] = {"samples": found.samples, "steps": args.steps}
             files.save_goc(goc, args.out, report)
             text = f"inflection set: {len(steps)} of {args.steps} steps"
@@ -89,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
                 runs[half:],
                 prior=args.prior,
                 eta=1.0 if args.eta is None else args.eta,
+                scheduler=scheduler,
                 done=bar.update,
             )
             eoc.save_eoc(scheme, args.out, {**report, "interval": args.interval})

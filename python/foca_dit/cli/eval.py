@@ -70,6 +70,12 @@ def add_to(commands: Any) -> None:
         metavar="FILE",
         help="put the tables of all rows in --out between a Markdown page's markers",
     )
+    parser.add_argument(
+        "--draw",
+        type=Path,
+        metavar="FILE",
+        help="a picture of FID over full steps, at the first shift (needs a judge)",
+    )
     parser.add_argument("--list", action="store_true", help="say what each row is, and stop")
     parser.set_defaults(run=run)
 
@@ -86,8 +92,9 @@ def run(args: argparse.Namespace) -> int:
         for rival in suite.RIVALS:
             print(f"{rival.name} [{rival.group}]\n    {rival.source}")
         return 0
-    if not args.out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"argument --out: expected a folder that exists, got {args.out}")
+    for name, file in (("out", args.out), ("draw", args.draw)):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise FileNotFoundError(f"argument --{name}: expected a folder that exists, got {file}")
     trained = load_trained(args.model)
     plan = _plan(args, trained.shift)
     judge = _judge(args)
@@ -106,9 +113,17 @@ def run(args: argparse.Namespace) -> int:
             print(f"\n{kept}: the same command (without --fresh) goes on there")
         raise
     wanted = [row for row in results.rows if any(_same(row, key) for _, key in keys)]
-    print(tables.report(wanted))
+    print(tables.report(wanted, pooled=results.pooled))
     if args.page is not None:
-        tables.write_into(args.page, results.rows)
+        tables.write_into(args.page, results.rows, results.pooled)
+    if args.draw is not None:
+        from foca_dit.cli.chart import write_picture
+        from foca_dit.cli.distance import picture
+
+        first = tables.settings(wanted)[0]
+        chosen = (tables.of_setting(found, first) for found in (wanted, results.pooled))
+        write_picture(picture(*chosen), args.draw)
+        print(f"FID over full steps: {args.draw}")
     print(f"written: {args.out}")
     return 0
 

@@ -64,6 +64,9 @@ def add_to(commands: Any) -> None:
         help="the plan; with several budgets plan-9.json, plan-12.json, ..",
     )
     parser.add_argument(
+        "--fresh", action="store_true", help="record anew, though OUT.recording.json is there"
+    )
+    parser.add_argument(
         "--draw",
         type=Path,
         metavar="FILE",
@@ -77,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures, tunes, writes."""
     from tqdm import tqdm
 
-    from foca_dit.calibration.tune import Seeds, measure, tune
+    from foca_dit.calibration.tune import Measured, Seeds, measure, tune
 
     settings = QUICK if args.quick else THOROUGH
     samples = settings["samples"] if args.samples is None else args.samples
@@ -91,20 +94,41 @@ def run(args: argparse.Namespace) -> int:
     # checked, each beside the full run.
     total = (2 + probes) + len(args.budget) * (4 + 2 * CHECKED)
     print(f"{samples} samples, {args.steps} steps, {torch.get_num_threads()} threads")
-    with tqdm(total=total, unit="generation") as bar:
-        of_model = drawing(model, scheduler, samples, args.steps, args.guidance_scale)
-        draw = partial(of_model, model)
-        bar.set_description("recording")
-        measured = measure(
-            model, scheduler, draw, args.granularity, seeds.record, probes, bar.update
-        )
-        plans = []
-        for budget in args.budget:
-            bar.set_description(f"{budget} full steps")
-            plan = tune(model, draw, measured, budget, seeds, bar.update)
-            plan.save(_file(args.out, budget, len(args.budget)))
-            plans.append(plan)
-        bar.total = bar.n
+    recording = args.out.with_name(f"{args.out.stem}.recording.json")
+    recorded = {
+        "samples": samples,
+        "probes": probes,
+        "steps": args.steps,
+        "granularity": args.granularity,
+        "scheduler": {k: v for k, v in scheduler.config.items() if not k.startswith("_")},
+        "guidance_scale": args.guidance_scale,
+        "seed": args.seed,
+    }
+    plans = []
+    of_model = drawing(model, scheduler, samples, args.steps, args.guidance_scale)
+    draw = partial(of_model, model)
+    try:
+        with tqdm(total=total, unit="generation") as bar:
+            bar.set_description("recording")
+            measured = None if args.fresh else Measured.load(recording, recorded)
+            if measured is None:
+                measured = measure(
+                    model, scheduler, draw, args.granularity, seeds.record, probes, bar.update
+                )
+                measured.save(recording, recorded)
+            else:
+                measured.origin.check(model, args.granularity, scheduler)
+                bar.write(f"recorded before: {recording}")
+            for budget in args.budget:
+                bar.set_description(f"{budget} full steps")
+                plan = tune(model, draw, measured, budget, seeds, bar.update)
+                plan.save(_file(args.out, budget, len(args.budget)))
+                plans.append(plan)
+            bar.total = bar.n
+    except KeyboardInterrupt:
+        if recording.exists():
+            print(f"\nrecorded: {recording}: the same command goes on after the recording")
+        raise
     print(table(plans))
     for budget in args.budget:
         print(f"written: {_file(args.out, budget, len(args.budget))}")

@@ -25,6 +25,11 @@ def settings(rows: Iterable[Row]) -> list[tuple[Any, ...]]:
     return list(dict.fromkeys(_setting(row) for row in rows))
 
 
+def of_setting(rows: Iterable[Row], setting: tuple[Any, ...]) -> list[Row]:
+    """Those rows that were measured in one of `settings`."""
+    return [row for row in rows if _setting(row) == setting]
+
+
 def _setting(row: Row) -> tuple[Any, ...]:
     return row["shift"], row["steps"], row["images"], row["guidance_scale"]
 
@@ -105,6 +110,48 @@ def everything(rows: Sequence[Row], budget: int) -> Lines:
     return [["row", *(title for title, _, _ in columns)], *(line for _, line in lines)]
 
 
+def distances(rows: Sequence[Row], pooled: Sequence[Row]) -> dict[str, dict[int, list[float]]]:
+    """Classifier-FID by row and budget: of all images together, then of every seed's.
+
+    Args:
+        rows, pooled: of one setting. A row of one seed is its own whole.
+    """
+    found: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        if row.get("classifier_fid") is not None:
+            values = found.setdefault(row["row"], {})
+            values.setdefault(row["budget"], [math.nan]).append(row["classifier_fid"])
+    together = {(row["row"], row["budget"]): row["classifier_fid"] for row in pooled}
+    for name, by_budget in found.items():
+        for budget, each in by_budget.items():
+            of_one = each[1] if len(each) == 2 else math.nan
+            each[0] = together.get((name, budget), of_one)
+    return found
+
+
+def closeness(rows: Sequence[Row], pooled: Sequence[Row]) -> Lines:
+    """Classifier-FID by budget, the images of all seeds together; in brackets mean and spread.
+
+    Args:
+        rows, pooled: of one setting.
+    """
+    budgets = _budgets(rows)
+    lines = []
+    for name, values in distances(rows, pooled).items():
+        cells = []
+        # The full run has one budget of its own, and the same figure in every column.
+        for budget in list(values) * len(budgets) if name == FULL else budgets:
+            whole, *seeds = values.get(budget, [math.nan])
+            cell = "-" if math.isnan(whole) else f"{whole:.2f}"
+            if len(seeds) > 1:
+                cell += f" ({statistics.fmean(seeds):.2f} ± {statistics.stdev(seeds):.2f})"
+            cells.append(cell)
+        order = math.inf if name == FULL else -values.get(budgets[-1], [math.inf])[0]
+        lines.append((order, [name, *cells]))
+    lines.sort(key=lambda line: line[0], reverse=True)
+    return [["row", *(f"{n} full steps: FID" for n in budgets)], *(line for _, line in lines)]
+
+
 def absent(rows: Sequence[Row]) -> list[str]:
     """Why rows are missing, one line each."""
     reasons: dict[tuple[str, str], list[int]] = {}
@@ -136,11 +183,15 @@ def as_markdown(lines: Lines) -> str:
     return "\n".join([rows[0], "|" + " --- |" * len(lines[0]), *rows[1:]])
 
 
-def report(rows: Sequence[Row], table: Callable[[Lines], str] = as_text) -> str:
+def report(
+    rows: Sequence[Row],
+    table: Callable[[Lines], str] = as_text,
+    pooled: Sequence[Row] = (),
+) -> str:
     """All tables of all settings."""
     parts = []
     for setting in settings(rows):
-        chosen = [row for row in rows if _setting(row) == setting]
+        chosen = of_setting(rows, setting)
         shift, steps, images, guidance = setting
         seeds = len({row["seed"] for row in chosen})
         where = chosen[-1]["environment"]
@@ -153,6 +204,13 @@ def report(rows: Sequence[Row], table: Callable[[Lines], str] = as_text) -> str:
             f"by more than {SLACK} stand last."
         )
         parts.append(table(quality(chosen)))
+        if together := of_setting(pooled, setting):
+            count = max(len(row["seeds"]) for row in together)
+            parts += [
+                f"Classifier-FID of all {count} x {images} images together, in brackets that of "
+                f"{images} by seed, mean ± standard deviation (more images make a smaller FID):",
+                table(closeness(chosen, together)),
+            ]
         for budget in _budgets(chosen):
             parts += [f"All metrics at {budget} full steps:", table(everything(chosen, budget))]
         if missing := absent(chosen):
@@ -160,7 +218,7 @@ def report(rows: Sequence[Row], table: Callable[[Lines], str] = as_text) -> str:
     return "\n\n".join(parts)
 
 
-def write_into(page: Path, rows: Sequence[Row]) -> None:
+def write_into(page: Path, rows: Sequence[Row], pooled: Sequence[Row] = ()) -> None:
     """Puts the tables between the markers of a Markdown page.
 
     Raises:
@@ -171,7 +229,7 @@ def write_into(page: Path, rows: Sequence[Row]) -> None:
         raise ValueError(
             f"eval: expected {page} to have the lines <!-- eval:begin --> and <!-- eval:end -->"
         )
-    tables = report(rows, as_markdown)
+    tables = report(rows, as_markdown, pooled)
     write_whole(page, MARKERS.sub(lambda found: f"{found[1]}{tables}\n{found[2]}", text))
 
 

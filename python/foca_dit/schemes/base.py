@@ -98,7 +98,12 @@ class Scheme(ABC):
             weights[:] = self._weights(times, steps, int(step))
         return weights
 
-    def factor(self, feature: int, anchors: Sequence[int], step: int) -> Any:
+    @property
+    def origin(self) -> Any:
+        """What it was calibrated on (`foca_dit.origin.Origin`); None: it holds for all models."""
+        return None
+
+    def factor(self, feature: int, anchors: Sequence[int], step: int, device: Any = None) -> Any:
         """An elementwise factor of a forecast, beside the scalar weights.
 
         Only schemes with an offline prior have one (`foca_dit.calibration.eoc`).
@@ -107,9 +112,10 @@ class Scheme(ABC):
             feature: Index of the feature.
             anchors: Its full steps since the last reset.
             step: The step to forecast.
+            device: Where the factor is wanted; None: wherever it is.
 
         Returns:
-            A tensor that broadcasts to the feature, or None: there is none.
+            A float32 tensor that broadcasts to the feature, or None: there is none.
         """
         return None
 
