@@ -137,16 +137,16 @@ class NoiseLevels:
 Clock = Callable[[float, int], float]
 
 
-def make_clock(time: str | Callable[[float], float], levels: NoiseLevels) -> Clock:
+def make_clock(time: times.Time, levels: NoiseLevels) -> Clock:
     """A function (timestep, step index) -> tau.
 
     Args:
-        time: the name of a time variable, or a function of the timestep.
+        time: a time variable, its name, or a function of the timestep.
         levels: what the timestep means.
     """
     if callable(time):
         return lambda timestep, step: float(time(timestep))
-    variable = times.get(time)
+    variable = times.get(time) if isinstance(time, str) else time
     if levels.alpha_bar is None:
         return lambda timestep, step: float(variable.flow(step, levels.sigma(timestep)))
     table = np.asarray(levels.alpha_bar)

@@ -10,7 +10,8 @@ from weakref import WeakSet, finalize
 
 import torch
 
-from foca_dit.clock import NoiseLevels, make_clock
+from foca_dit import times
+from foca_dit.clock import Clock, NoiseLevels, make_clock
 from foca_dit.config import FoCaCacheConfig, Settings
 from foca_dit.history import FeatureHistories
 from foca_dit.schedules import Decision, Outlook
@@ -69,9 +70,11 @@ class Branch:
         trajectory: Trajectory,
         histories: FeatureHistories,
         levels: NoiseLevels,
+        pace: Clock,
         timed: bool = True,
     ) -> None:
         self.trajectory = trajectory
+        self._pace = pace  # the clock that an adaptive schedule measures distances by
         self.timed = timed  # by noise levels; else by step indices
         self.histories = histories
         self._levels, self._table = levels, levels.table
@@ -128,7 +131,7 @@ class Branch:
         if self._planned is None:  # once per generation: it may be a host read
             self._planned = tuple(timesteps or levels.planned() or ())
         path = self.trajectory
-        return look_ahead(path.clock, levels, path.timesteps, path.tau, self._planned or None)
+        return look_ahead(self._pace, levels, path.timesteps, self._planned or None)
 
 
 class CacheState:
@@ -369,7 +372,8 @@ class CacheState:
         if (origin := self.settings.scheme.origin) is not None:
             clock = origin.watched(clock)
         histories = FeatureHistories(self.settings, self.features, self.stats)
-        return Branch(Trajectory(clock, self._restartable), histories, self.levels, timed)
+        pace = make_clock(times.paced(time), self.levels)
+        return Branch(Trajectory(clock, self._restartable), histories, self.levels, pace, timed)
 
 
 class _BranchCounter:

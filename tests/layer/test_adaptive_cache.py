@@ -5,6 +5,7 @@ import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -21,11 +22,13 @@ from foca_dit import (
     cache_scope,
     foca_cache_stats,
     remove_foca_cache,
+    times,
 )
 from foca_dit.adapters.hooks import find_hook
 from foca_dit.analysis.metrics import psnr
 from foca_dit.analysis.sampling import sample
 from foca_dit.cli.demo import load
+from foca_dit.clock import NoiseLevels, make_clock
 from foca_dit.history import FeatureHistories
 from foca_dit.schedules import Outlook
 from foca_dit.stats import CacheStats
@@ -52,7 +55,7 @@ def call(model, t, x, label=0):
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("limit", [{"tol": 0.3}, {"budget": 7}])
-def test_a_replay_is_equal_bit_for_bit(granularity, limit):
+def test_a_replay_from_a_file_is_equal_bit_for_bit(granularity, limit, tmp_path):
     images = []
     schedule = Adaptive(**limit)
     for _ in range(2):
@@ -64,7 +67,8 @@ def test_a_replay_is_equal_bit_for_bit(granularity, limit):
             assert len(stats["schedule"]) == stats["full_steps"] < 20
             assert len(stats["predicted_errors"]) == stats["full_steps"]
             assert all(e >= 0 for e in stats["predicted_errors"] if not math.isnan(e))
-            schedule = FullSteps(stats["schedule"])
+            FullSteps(stats["schedule"]).save(tmp_path / "steps.json")
+            schedule = FullSteps.load(tmp_path / "steps.json")
     assert torch.equal(*images)
     assert foca_cache_stats(model)["full_steps"] == len(schedule.steps)
 
@@ -173,18 +177,21 @@ def test_a_branch_that_was_left_out_starts_anew():
     assert anchors == {"cond": {(0, 1, 2, 6, 10)}, "uncond": {(0, 1, 2)}}  # anew from step 8
 
 
-@pytest.mark.parametrize(("shift", "margin"), [(1.0, 3.0), (3.0, 1.0)])
-def test_beats_the_uniform_interval_at_equal_full_steps(shift, margin):
+@pytest.mark.parametrize(
+    ("shift", "steps", "uniform", "margin"),
+    [(1.0, 50, Interval(7), 3.0), (3.0, 20, Interval(4), 2.0)],
+)
+def test_beats_the_uniform_interval_at_equal_full_steps(shift, steps, uniform, margin):
     model, _ = load(WEIGHTS)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     pipeline = SimpleNamespace(transformer=model, scheduler=scheduler)
     noise = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    full = sample(model, scheduler, noise, torch.arange(4), steps=50)
-    decibels = {}
-    for name, schedule in {"adaptive": Adaptive(budget=9), "uniform": Interval(7)}.items():
+    full = sample(model, scheduler, noise, torch.arange(4), steps)
+    budget, decibels = len(uniform.full_steps(steps)), {}
+    for name, schedule in {"adaptive": Adaptive(budget=budget), "uniform": uniform}.items():
         apply_foca_cache(pipeline, FoCaCacheConfig(schedule=schedule))
-        decibels[name] = psnr(sample(model, scheduler, noise, torch.arange(4), steps=50), full)
-        assert foca_cache_stats(model)["full_steps"] == 9
+        decibels[name] = psnr(sample(model, scheduler, noise, torch.arange(4), steps), full)
+        assert foca_cache_stats(model)["full_steps"] == budget
         remove_foca_cache(model)
     assert find_hook(model) is None
     assert decibels["adaptive"] > decibels["uniform"] + margin
@@ -206,3 +213,27 @@ def test_a_forgotten_branch_gives_its_memory_back():
     state.forget("cond")
     assert state.nbytes == 0
     assert old() is None
+
+
+@pytest.mark.parametrize("time", ["log_snr", "step"])
+def test_distances_are_measured_where_features_move_evenly(time):
+    """The controller takes the stretched ends of log-SNR for shorter than the forecasts do."""
+    seen = []
+
+    class Watching(Adaptive):
+        def decide(self, situation):
+            seen.append(situation.outlook.tau)
+            return super().decide(situation)
+
+    steps = [1000.0 - 50 * step for step in range(20)]
+    config = FoCaCacheConfig(schedule=Watching(budget=6, timesteps=steps), time=time)
+    model, state = apply_foca_cache(tiny_dit(), config), CacheState(config)
+    with cache_scope(model, state):
+        for t in steps:
+            call(model, t, torch.randn(1, 4, 8, 8))
+    pace, own = (make_clock(variable, NoiseLevels()) for variable in (times.paced(time), time))
+    assert len(seen) == 6
+    for tau in seen:
+        np.testing.assert_allclose(tau, [pace(t, step) for step, t in enumerate(steps)])
+    (branch,) = state.branches.values()
+    assert list(branch.trajectory.tau) == [own(t, step) for step, t in enumerate(steps)]

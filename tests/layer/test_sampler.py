@@ -139,8 +139,7 @@ def test_timesteps_without_a_noise_level_weigh_alike():
 
 def outlook_of(levels, timesteps, planned, time="log_snr"):
     clock = make_clock(time, levels)
-    tau = [clock(t, i) for i, t in enumerate(timesteps)]
-    return look_ahead(clock, levels, timesteps, tau, planned)
+    return look_ahead(clock, levels, timesteps, planned)
 
 
 def test_the_steps_to_come_are_the_schedulers():

@@ -117,6 +117,20 @@ def test_times_are_finite_and_strictly_monotone_up_to_the_ends(name):
             assert (difference > 0).all() or (difference < 0).all()
 
 
+def test_a_controller_measures_log_snr_with_shorter_ends():
+    sigma = np.array([1.0, 0.98, 0.5, 0.02, 0.0])
+    own, paced = times.get("log_snr").flow(0, sigma), times.paced("log_snr").flow(0, sigma)
+    assert (np.diff(paced) > 0).all()
+    ends, middle = [0, -1], [1, 2]
+    shrunk = np.diff(paced) / np.diff(own)
+    assert (shrunk[ends] < 0.25).all()
+    assert (shrunk[middle] > 0.8).all()
+    levels = times.paced("log_snr").ddpm(0, np.array([0.0, 0.5, 1.0]))
+    np.testing.assert_allclose(levels, [np.log(0.02), 0.0, -np.log(0.02)], atol=1e-3)
+    for other in ("step", "sigma", float):
+        assert times.paced(other) is other
+
+
 def test_times_by_hand():
     assert times.get("step").flow(3, 0.7) == 3
     assert times.get("sigma").flow(3, 0.7) == 0.7

@@ -27,7 +27,7 @@ class Outlook:
     """All steps of a generation, past and to come, as a controller sees them.
 
     Attributes:
-        tau: the time variable of every step.
+        tau: the place of every step on the features' path (`foca_dit.times.paced`).
         weights: per step, how much a relative error of the output there moves the final sample.
         assumed: whether the steps to come are a guess: each like the last one, down to timestep 0.
     """
@@ -41,16 +41,14 @@ def look_ahead(
     clock: Clock,
     levels: NoiseLevels,
     timesteps: Sequence[float],
-    tau: Sequence[float],
     planned: Sequence[float] | None,
 ) -> Outlook:
     """What is known about the steps to come.
 
     Args:
-        clock: maps a timestep and a step index to tau.
+        clock: maps a timestep and a step index to a place on the features' path.
         levels: what the timestep means.
         timesteps: the model's timesteps so far, at least one.
-        tau: their times.
         planned: the timesteps of the whole loop, which may have begun before `timesteps` does
             (img2img); None, or a list that does not continue `timesteps`: unknown.
 
@@ -62,8 +60,8 @@ def look_ahead(
     if future is None:
         future = _more_of_the_same(timesteps, levels)
     steps = [*timesteps, *future]
-    times = [*tau, *(clock(t, len(tau) + i) for i, t in enumerate(future))]
-    return Outlook(tuple(times), error_weights(levels, steps), assumed)
+    tau = tuple(clock(t, i) for i, t in enumerate(steps))
+    return Outlook(tau, error_weights(levels, steps), assumed)
 
 
 def error_weights(
