@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from _measure import RESULTS
+from PIL import Image
 
 from foca_dit.cli.chart import COLOURS, Chart, stack, write_picture
 
 FIGURES = Path(__file__).parents[1] / "docs/figures"
-PALETTE = 64  # colours kept: enough for lines and letters, and a picture stays small
+PALETTE = 128  # colours kept: a picture stays small
 
 # Lines in drawing order, the rows that each is made of, and one colour for it in all pictures.
 ADAPTIVE = "adaptive"
@@ -59,5 +60,5 @@ def write_plots(folder: Path = FIGURES) -> None:
     for name, settings in SHEETS.items():
         charts = [chart(rows, *setting).draw(width=560, height=360) for setting in settings]
         path = folder / f"{name}.png"
-        write_picture(stack(charts).quantize(PALETTE), path)
+        write_picture(stack(charts).quantize(PALETTE, Image.Quantize.MAXCOVERAGE), path)
         print(f"written: {path} ({path.stat().st_size // 1000} kB)")

@@ -1,0 +1,39 @@
+"""The quality page's pictures, and the pace that the controller's distances are chosen by."""
+
+import _quality_plots
+import numpy as np
+from pace import speeds
+from PIL import Image
+
+
+def test_every_picture_is_drawn_from_the_measured_rows(tmp_path):
+    _quality_plots.write_plots(tmp_path)
+    names = {path.stem for path in tmp_path.glob("*.png")}
+    assert names == set(_quality_plots.SHEETS)
+    for name in names:
+        path = tmp_path / f"{name}.png"
+        assert path.stat().st_size < 80_000
+        colours = {colour for _, colour in Image.open(path).convert("RGB").getcolors()}
+        assert len(colours) > len(_quality_plots.LINES)
+
+
+def test_a_line_holds_the_rows_of_its_scheme():
+    common = {"shift": 1.0, "steps": 50, "images": 8}
+    rows = [
+        {**common, "schedule": "budget", "granularity": "stack", "full_steps": 9, "psnr": 30.0},
+        {**common, "schedule": "budget", "granularity": "output", "full_steps": 9, "psnr": 1.0},
+        {**common, "scheme": "fewer steps", "full_steps": 9, "psnr": 20.0},
+        {**common, "scheme": "fewer steps", "full_steps": 5, "psnr": 10.0},  # out of range
+        {**common, "scheme": "fewer steps", "full_steps": 9, "psnr": 2.0, "images": 4},
+    ]
+    lines = _quality_plots.chart(rows, 1.0, 50).lines
+    assert lines["adaptive"] == [(9.0, 30.0)]
+    assert lines["fewer steps"] == [(9.0, 20.0)]
+    assert lines["TaylorSeer-1"] == []
+
+
+def test_speed_of_a_curve_with_a_known_one():
+    tau = np.linspace(0, 3, 50) ** 2
+    features = np.outer(tau, [3.0, 4.0])  # a straight line: 5 units of distance per unit of tau
+    np.testing.assert_allclose(speeds(features @ features.T, tau), 5.0, rtol=1e-6)
+    np.testing.assert_allclose(speeds(features @ features.T, 2 * tau), 2.5, rtol=1e-6)
