@@ -86,7 +86,7 @@ $(VENV)/peers: $(VENV)/installed
 
 bench: $(VENV)/built $(VENV)/peers
 	$(BIN)/python benchmarks/ops.py
-	$(BIN)/python benchmarks/ops.py --threads 1 ratios calibrators
+	$(BIN)/python benchmarks/ops.py --threads 1 ratios
 	MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_MMAP_THRESHOLD_=8589934592 \
 	  $(BIN)/python benchmarks/ops.py calibrators
 	$(BIN)/python benchmarks/skip.py

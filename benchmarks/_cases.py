@@ -66,13 +66,18 @@ def _overload(name: str) -> Any:
     return getattr(getattr(torch.ops.foca, op), overload or "default")
 
 
+def kernels_of(function: str, device: str) -> dict[str, Callable[..., Any]]:
+    """By provider, one function on this device."""
+    return {name: fs[function] for name, fs in kernel_providers(device).items()}
+
+
 def kernel_calls(function: str, device: str) -> dict[str, Provider]:
     def bind(f: Callable[..., Any]) -> Provider:
         if function == "forecast_out":
             return lambda i: lambda: f(i["history"], i["weights"], out=i["out"])
         return lambda i: lambda: f(*i.values())
 
-    return {p: bind(fs[function]) for p, fs in kernel_providers(device).items()}
+    return {name: bind(f) for name, f in kernels_of(function, device).items()}
 
 
 def compiled(function: Callable[..., None]) -> Callable[..., None]:

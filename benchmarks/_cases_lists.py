@@ -16,6 +16,7 @@ from _cases import (
     Maker,
     compiled,
     kernel_calls,
+    kernels_of,
 )
 from _measure import Call
 from torch import Tensor
@@ -120,7 +121,7 @@ def by_group(case: Case, group: int, provider: str, device: str) -> None:
     call = (
         compiled(plain.float32_residual)
         if provider == "compile"
-        else kernel_calls_of(device)[provider]
+        else kernels_of("forecast_residual_", device)[provider]
     )
     k = len(WEIGHTS)
 
@@ -133,13 +134,6 @@ def by_group(case: Case, group: int, provider: str, device: str) -> None:
         return run
 
     case.providers[f"{provider}, {group} at a time"] = bind
-
-
-def kernel_calls_of(device: str):
-    """By provider, the function of `forecast_residual_`."""
-    from _cases import kernel_providers
-
-    return {name: fs["forecast_residual_"] for name, fs in kernel_providers(device).items()}
 
 
 def packed_case(

@@ -166,9 +166,8 @@ def calls(folder: Path) -> str:
 
 
 CALIBRATOR_FILES = {
-    "calibrators-cpu.json": "all threads",
-    "calibrators-cpu-1-thread.json": "1 thread",
-    "calibrators-cpu-kept.json": "all threads, freed memory kept",
+    "calibrators-cpu.json": "As it comes",
+    "calibrators-cpu-kept.json": "With freed memory kept by the C library",
 }
 
 

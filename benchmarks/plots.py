@@ -79,8 +79,7 @@ def features(rows: Rows) -> Image.Image:
     names = {
         "cpu-cpp": "one launch",
         "packed": "one launch, packed",
-        "eager": "eager",
-        "copy": "a copy",
+        "copy": "a copy of as much",
     }
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in measured(rows):

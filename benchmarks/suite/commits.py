@@ -53,11 +53,11 @@ def statistics_rows(run: Run, name: str) -> None:
         if run.tiny or n_stats == 1:
             case.providers.pop("compile", None)
         if n_stats:
-            for provider, kernel in kernels(run.device).items():
+            for provider, kernel in cases.kernels_of("commit_", run.device).items():
                 case.providers[f"{provider} + passes"] = separately(kernel, n_stats, plain_norms)
             if not run.tiny:
                 fast = cases.compiled(plain_norms)
-                kernel = next(iter(kernels(run.device).values()))
+                kernel = next(iter(cases.kernels_of("commit_", run.device).values()))
                 case.providers["kernel + compiled pass"] = separately(kernel, n_stats, fast)
         print(f"\n{what}")
         try:
@@ -78,10 +78,6 @@ def statistics_rows(run: Run, name: str) -> None:
             except torch.cuda.OutOfMemoryError:
                 run.results.left_out(case.name, "out of memory")
         run.release()
-
-
-def kernels(device: str) -> dict[str, Callable[..., None]]:
-    return {name: fs["commit_"] for name, fs in cases.kernel_providers(device).items()}
 
 
 def plain_norms(columns: Sequence[Tensor], rows: Tensor, stats: Tensor) -> None:

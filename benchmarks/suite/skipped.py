@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
+import _cases as cases
 import _cases_lists as lists
 import torch
 from _measure import MAX_COPY_BYTES, table
@@ -74,7 +75,7 @@ def collapsed(run: Run, name: str) -> None:
     what = f"collapsed skip, {name}"
     if not run.budget.allows(run.results, what, 20 if run.on_gpu else 0):
         return
-    for provider in list(lists.kernel_calls_of(run.device)):
+    for provider in cases.kernels_of("forecast_residual_", run.device):
         lists.by_group(case, 1, provider, run.device)
     if not run.tiny:
         lists.by_group(case, min(8, count), "compile", run.device)

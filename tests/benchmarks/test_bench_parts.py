@@ -204,8 +204,8 @@ def test_full_steps_only_commits_every_feature_and_skips_nothing():
 
 
 def test_separate_passes_give_the_same_statistics():
-    from _cases import commit_case
-    from suite.commits import kernels, plain_norms, separately
+    from _cases import commit_case, kernels_of
+    from suite.commits import plain_norms, separately
 
     case = commit_case(2, (1, 8, 16), "cpu", torch.float32)
     torch.manual_seed(3)
@@ -214,7 +214,7 @@ def test_separate_passes_give_the_same_statistics():
         n: [t.clone() for t in v] if isinstance(v, list) else v.clone() for n, v in fused.items()
     }
     case.providers["cpu-cpp"](fused)()
-    separately(kernels("cpu")["cpu-cpp"], 2, plain_norms)(separate)()
+    separately(kernels_of("commit_", "cpu")["cpu-cpp"], 2, plain_norms)(separate)()
     torch.testing.assert_close(fused["stats"], separate["stats"])
     assert all(
         torch.equal(a, b) for a, b in zip(fused["history"], separate["history"], strict=True)
@@ -265,3 +265,27 @@ def test_a_timeline_by_hand():
     assert (seen["span_us"], seen["busy_us"], seen["gaps_us"]) == (21.0, 13.0, 8.0)
     assert seen["slowest"][0] == ("a", 2, 10.0)
     assert seen["spans"][1] == (10.0, 4.0, "b")
+
+
+@pytest.mark.slow
+def test_the_suite_runs_where_only_torch_and_numpy_are():
+    """As on a machine that was lent bare: no diffusers, cache-dit, Pillow, not installed itself."""
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    root = Path(__file__).parents[2]
+    absent = ("diffusers", "cache_dit", "transformers", "accelerate", "PIL", "tqdm", "safetensors")
+    program = (
+        "import runpy, sys\n"
+        f"sys.modules.update(dict.fromkeys({absent!r}))\n"
+        f"sys.path.insert(0, {str(root / 'benchmarks')!r})\n"
+        "sys.argv = ['gpu_suite.py', '--device', 'cpu', '--part', 'e2e-dit', '--part', 'skip']\n"
+        "runpy.run_path(sys.path[0] + '/gpu_suite.py', run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "plain PyTorch blocks of the same shapes" in done.stdout
+    assert "left out" not in done.stdout
