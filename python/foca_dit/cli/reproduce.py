@@ -42,7 +42,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first sample")
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--clip", default="openai/clip-vit-large-patch14", help="of the CLIP score")
+    parser.add_argument("--clip", help="of the CLIP score (openai/clip-vit-large-patch14)")
     for name in ("height", "width", "num-frames"):
         parser.add_argument(f"--{name}", type=int, help="default: the table's")
     parser.add_argument("--list", action="store_true", help="print the published rows, and stop")
@@ -52,6 +52,7 @@ def add_to(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generates, scores, prints."""
     from foca_dit.evaluation import paper_run, tables
+    from foca_dit.evaluation.paper_metrics import CLIP
     from foca_dit.evaluation.paper_tables import SOURCE, TABLES
 
     table = TABLES[int(args.table[-1])]
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         seed=args.seed,
         device=device,
-        clip=args.clip,
+        clip=args.clip or CLIP,
         real=args.real,
         vbench_info=args.prompts if table.number == 2 else None,
         arguments={

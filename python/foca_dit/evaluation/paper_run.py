@@ -20,7 +20,7 @@ import torch
 from foca_dit.api import apply_foca_cache, remove_foca_cache
 from foca_dit.config import FoCaCacheConfig
 from foca_dit.estimate import plan_foca_cache
-from foca_dit.evaluation.paper_metrics import METRICS, Samples, columns_of, read_image
+from foca_dit.evaluation.paper_metrics import CLIP, METRICS, Samples, columns_of, read_image
 from foca_dit.evaluation.paper_tables import COLUMNS, PaperRow, PaperTable
 from foca_dit.files import write_whole
 
@@ -59,7 +59,7 @@ class Job:
     batch: int = 1
     seed: int = 0
     device: str = "cpu"
-    clip: str = "openai/clip-vit-large-patch14"
+    clip: str = CLIP
     real: Path | None = None
     vbench_info: Path | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -226,8 +226,7 @@ def run(
         measured = dict(results.rows.get(row.method, {}))
         folder = job.folder / f"table{table.number}" / _file_name(row.method)
         generate(job, pipeline, row, folder, tick)
-        measured["seconds"] = _latency(folder)
-        measured |= estimate(job, row)
+        measured |= _latency(folder) | estimate(job, row)
         wanted = [name for name in usable if not set(METRICS[name].columns) <= set(measured)]
         if wanted:
             items = job.items
@@ -388,10 +387,13 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
         yield items[start : start + size]
 
 
-def _latency(folder: Path) -> float:
+def _latency(folder: Path) -> dict[str, float]:
     """The median of the seconds per sample; the first ones are warm-up, which a median ignores."""
-    lines = folder.with_name(f"{folder.name}-{TIMES}").read_text().split()
-    return statistics.median(float(line.split(",")[1]) for line in lines)
+    times = folder.with_name(f"{folder.name}-{TIMES}")
+    if not times.exists():  # samples that were brought from elsewhere
+        return {}
+    seconds = [float(line.split(",")[1]) for line in times.read_text().split()]
+    return {"seconds": statistics.median(seconds)}
 
 
 def _file_name(text: str) -> str:
