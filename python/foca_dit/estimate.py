@@ -1,4 +1,8 @@
-"""`plan_foca_cache`: what a cache will cost and save, said before anything is run."""
+"""`plan_foca_cache`: what a cache will cost and save, said before anything is run.
+
+Bytes, FLOPs and speedup only. (The tables of numbers that a cache works with are in
+`foca_dit.plan`, those fitted to one model in `foca_dit.tuned`.)
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from foca_dit.config import FoCaCacheConfig
+from foca_dit.schedules import StepMask
 
 if TYPE_CHECKING:
     from foca_dit.adapters.dry_run import Account
+    from foca_dit.adapters.spec import ModelSpec
 
 WORTH_IT = 1.2
 """A smaller ideal speedup is not worth a forecast's error."""
@@ -38,6 +45,11 @@ class CachePlan:
     branches: int = 1
 
     @property
+    def mixed_steps(self) -> int:
+        """Steps in which some features are computed and some forecast."""
+        return len(self.chosen.mixed_flops)
+
+    @property
     def chosen(self) -> Account:
         """The account of the configured granularity."""
         return next(a for a in self.accounts if a.granularity == self.granularity)
@@ -47,13 +59,19 @@ class CachePlan:
         """Bytes that the histories will hold at the configured granularity."""
         return self.chosen.nbytes * self.branches
 
+    @property
+    def peak_nbytes(self) -> int:
+        """Bytes at the fullest moment, on top of what the model takes without a cache."""
+        return self.chosen.peak_nbytes + self.chosen.nbytes * (self.branches - 1)
+
     def flops(self, granularity: str | None = None) -> float:
         """Operations of a whole generation, one branch; NaN while full steps are unknown."""
         account = self._account(granularity)
         if self.full_steps is None:
             return float("nan")
-        skipped = self.steps - self.full_steps
-        return float(self.full_steps * account.full_flops + skipped * account.skipped_flops)
+        skipped = self.steps - self.full_steps - len(account.mixed_flops)
+        computed = self.full_steps * account.full_flops + sum(account.mixed_flops)
+        return float(computed + skipped * account.skipped_flops)
 
     def speedup(self, granularity: str | None = None) -> float:
         """FLOPs without the cache over FLOPs with it: what a kernel without overhead reaches."""
@@ -74,8 +92,9 @@ class CachePlan:
         full = "as many as it decides" if self.full_steps is None else str(self.full_steps)
         lines = [
             f"{self.model}, {self.steps} steps, full steps: {full}, "
-            f"{self.chosen.full_flops / 1e12:.2f} TFLOPs a step",
-            f"{'granularity':<14}{'histories':>10}{'held':>12}{'ideal speedup':>15}",
+            + (f"mixed steps: {self.mixed_steps}, " if self.mixed_steps else "")
+            + f"{self.chosen.full_flops / 1e12:.2f} TFLOPs a step",
+            f"{'granularity':<14}{'histories':>10}{'held':>12}{'at peak':>12}{'ideal speedup':>15}",
         ]
         for account in self.accounts:
             mark = " *" if account.granularity == self.granularity else ""
@@ -83,7 +102,9 @@ class CachePlan:
             shown = "" if speed != speed else f"{speed:.2f}x"
             lines.append(
                 f"{account.granularity + mark:<14}{account.features:>10}"
-                f"{_size(account.nbytes * self.branches):>12}{shown:>15}"
+                f"{_size(account.nbytes * self.branches):>12}"
+                f"{_size(account.peak_nbytes + account.nbytes * (self.branches - 1)):>12}"
+                f"{shown:>15}"
             )
         return "\n".join([*lines, *([self.warning] if self.warning else [])])
 
@@ -151,14 +172,44 @@ def plan_foca_cache(
                 f"{spec.granularities} for {type(model).__name__}, got {chosen!r}"
             )
         chosen = spec.granularities[0]  # a preset's wish, not the user's
-    empty = on_meta(model)
+    empty, schedule = on_meta(model), settings.schedule
+    if isinstance(schedule, StepMask):
+        full, one = _masked(empty, spec, chosen, inputs, config, schedule, steps)
+        return CachePlan(type(model).__name__, steps, full, (one,), chosen, branches)
     accounts = tuple(account(empty, spec, g, inputs, config) for g in spec.granularities)
-    if settings.schedule.uses_defects:
-        full = getattr(settings.schedule, "budget", None)
-        full = None if full is None else min(full, steps)
+    if schedule.uses_defects:
+        budget = getattr(schedule, "budget", None)
+        known = None if budget is None else min(budget, steps)
     else:
-        full = len(settings.schedule.full_steps(steps))
-    return CachePlan(type(model).__name__, steps, full, accounts, chosen, branches)
+        known = len(schedule.full_steps(steps))
+    return CachePlan(type(model).__name__, steps, known, accounts, chosen, branches)
+
+
+def _masked(
+    model: torch.nn.Module,
+    spec: ModelSpec,
+    granularity: str,
+    inputs: Mapping[str, Any],
+    config: FoCaCacheConfig,
+    schedule: StepMask,
+    steps: int,
+) -> tuple[int, Account]:
+    """Full steps and account under a schedule that names single features, at one granularity."""
+    from foca_dit.adapters.dry_run import account
+
+    plain, columns = account(model, spec, granularity, inputs, config), np.shape(schedule.mask)[1]
+    if plain.features != columns:
+        raise ValueError(
+            f"plan_foca_cache: argument 'config': expected a mask over the {plain.features} "
+            f"features of granularity {granularity!r}, got one over {columns}"
+        )
+    full_steps = [set(schedule.full_steps(steps, f)) for f in range(plain.features)]
+    due = [frozenset(f for f, s in enumerate(full_steps) if step in s) for step in range(steps)]
+    mixed = [some for some in due if 0 < len(some) < plain.features]
+    full = sum(len(some) == plain.features for some in due)
+    if granularity != "module" or not spec.is_modular:  # computed in full, and counted a fallback
+        return full + len(mixed), plain
+    return full, account(model, spec, granularity, inputs, config, mixed)
 
 
 def _size(nbytes: int) -> str:

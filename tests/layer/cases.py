@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import diffusers
 from case import WIDTH
-from cases_image import BRIA, DIT, FLUX, FLUX2, HUNYUAN_IMAGE, LONGCAT, OVIS, PIXART, SD3, qwen
+from cases_image import (
+    AURA_FLOW,
+    BRIA,
+    COGVIEW3,
+    COGVIEW4,
+    DIT,
+    FLUX,
+    FLUX2,
+    HUNYUAN_IMAGE,
+    LONGCAT,
+    OVIS,
+    PIXART,
+    SD3,
+    qwen,
+)
 from cases_video import ALLEGRO, COGVIDEOX, FRAMEPACK, HUNYUAN15, hunyuan, ltx, wan
 
 __all__ = ["BY_NAME", "CASES", "WIDTH"]
@@ -12,6 +26,9 @@ __all__ = ["BY_NAME", "CASES", "WIDTH"]
 CASES = (
     DIT,
     FLUX,
+    AURA_FLOW,
+    COGVIEW3,
+    COGVIEW4,
     BRIA,
     LONGCAT,
     OVIS,

@@ -210,3 +210,68 @@ LONGCAT = flux_like(
     "longcat-image", diffusers.LongCatImageTransformer2DModel, pooled_projection_dim=32
 )
 OVIS = flux_like("ovis-image", diffusers.OvisImageTransformer2DModel, out_channels=4)
+
+
+def _sizes(batch: int) -> torch.Tensor:
+    return torch.tensor([[64.0, 64.0]]).expand(batch, -1)
+
+
+def cogview(name: str, cls: Any, wrapped: tuple[str, ...], **config: Any) -> Case:
+    return Case(
+        name=name,
+        build=lambda: cls(
+            in_channels=4,
+            out_channels=4,
+            num_layers=3,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            text_embed_dim=8,
+            time_embed_dim=8,
+            condition_dim=4,
+            **config,
+        ),
+        shape=(4, 8, 8),
+        features=3 * 2,
+        tokens=16,
+        inputs=inputs(
+            {
+                "original_size": _sizes,
+                "target_size": _sizes,
+                "crop_coords": lambda batch: torch.zeros(batch, 2),
+            },
+            encoder_hidden_states=randn(8, 8),
+        ),
+        wrapped={"transformer_blocks": wrapped},
+    )
+
+
+# Its feed-forward is called on the image, then on the text.
+COGVIEW4 = cogview("cogview4", diffusers.CogView4Transformer2DModel, ("attn1", "ff", "ff"))
+COGVIEW3 = cogview(
+    "cogview3-plus",
+    diffusers.CogView3PlusTransformer2DModel,
+    ("attn1", "ff"),
+    pos_embed_max_size=8,
+    sample_size=8,
+)
+AURA_FLOW = Case(
+    name="aura-flow",
+    build=lambda: diffusers.AuraFlowTransformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        num_mmdit_layers=2,
+        num_single_dit_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=32,
+        out_channels=4,
+        pos_embed_max_size=16,
+    ),
+    shape=(4, 8, 8),
+    features=2 + 2,
+    tokens=16,
+    timestep=flow,
+    inputs=inputs(encoder_hidden_states=randn(6, 32)),
+    wrapped={"joint_transformer_blocks": DUAL, "single_transformer_blocks": ("attn", "ff")},
+)

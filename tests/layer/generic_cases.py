@@ -26,11 +26,6 @@ FLUX_CALL = {
     "img_ids": torch.arange(48.0).view(16, 3),
     "txt_ids": torch.zeros(7, 3),
 }
-SIZES = {
-    "original_size": torch.tensor([[64, 64]]),
-    "target_size": torch.tensor([[64, 64]]),
-    "crop_coords": torch.tensor([[0, 0]]),
-}
 
 # class name -> (configuration, arguments of a call, unit of time, granularities)
 STACK = ("stack", "output")
@@ -54,21 +49,6 @@ GENERIC = {
         1000,
         STACK,
     ),
-    "CogView4Transformer2DModel": (
-        {
-            "in_channels": 4,
-            "num_layers": 3,
-            "attention_head_dim": 4,
-            "num_attention_heads": 4,
-            "out_channels": 4,
-            "text_embed_dim": 8,
-            "time_embed_dim": 8,
-            "condition_dim": 4,
-        },
-        {"hidden_states": randn(1, 4, 8, 8), "encoder_hidden_states": randn(1, 8, 8), **SIZES},
-        1000,
-        STACK,
-    ),
     "CosmosTransformer3DModel": (
         {
             "in_channels": 4,
@@ -83,23 +63,6 @@ GENERIC = {
         },
         {"hidden_states": randn(1, 4, 2, 8, 8), "encoder_hidden_states": randn(1, 5, 16)},
         1,
-        STACK,
-    ),
-    "CogView3PlusTransformer2DModel": (
-        {
-            "in_channels": 4,
-            "num_layers": 3,
-            "attention_head_dim": 4,
-            "num_attention_heads": 2,
-            "out_channels": 4,
-            "text_embed_dim": 8,
-            "time_embed_dim": 8,
-            "condition_dim": 2,
-            "pos_embed_max_size": 8,
-            "sample_size": 8,
-        },
-        {"hidden_states": randn(1, 4, 8, 8), "encoder_hidden_states": randn(1, 8, 8), **SIZES},
-        1000,
         STACK,
     ),
     "SkyReelsV2Transformer3DModel": (
@@ -149,23 +112,6 @@ GENERIC = {
             "approximator_layers": 1,
         },
         FLUX_CALL,
-        1,
-        STACK,
-    ),
-    "AuraFlowTransformer2DModel": (
-        {
-            "sample_size": 8,
-            "in_channels": 4,
-            "num_mmdit_layers": 2,
-            "num_single_dit_layers": 2,
-            "attention_head_dim": 8,
-            "num_attention_heads": 4,
-            "caption_projection_dim": 32,
-            "joint_attention_dim": 32,
-            "out_channels": 4,
-            "pos_embed_max_size": 16,
-        },
-        {"hidden_states": randn(1, 4, 8, 8), "encoder_hidden_states": randn(1, 6, 32)},
         1,
         STACK,
     ),

@@ -77,8 +77,9 @@ def wrap(
     count = 0
     for path, names in wrapped.items():
         for block in model.get_submodule(path).children():
-            for name in names:
+            for name in dict.fromkeys(names):  # named twice: called twice a step
                 if isinstance(getattr(block, name, None), torch.nn.Module):
-                    LiteralModule(block.get_submodule(name), full_steps, branches)
+                    calls = branches * names.count(name)
+                    LiteralModule(block.get_submodule(name), full_steps, calls)
                     count += 1
     return count

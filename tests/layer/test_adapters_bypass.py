@@ -12,6 +12,9 @@ from foca_dit.adapters.models import find_spec
 CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4)
 
 
+CONTROLNET = pytest.mark.supports("ControlNet")
+
+
 def _residuals(*shape, count=2):
     return [
         torch.randn(2, *shape, generator=torch.Generator().manual_seed(i)) for i in range(count)
@@ -22,19 +25,33 @@ def _residuals(*shape, count=2):
 @pytest.mark.parametrize(
     ("name", "extra", "said"),
     [
-        ("flux", {"controlnet_block_samples": _residuals(6, 32)}, "controlnet_block_samples"),
-        (
+        pytest.param(
+            "flux",
+            {"controlnet_block_samples": _residuals(6, 32)},
+            "controlnet_block_samples",
+            marks=CONTROLNET,
+        ),
+        pytest.param(
             "flux",
             {"controlnet_single_block_samples": _residuals(6, 32)},
             "controlnet_single_block_samples",
+            marks=CONTROLNET,
         ),
-        (
+        pytest.param(
             "sd3",
             {"block_controlnet_hidden_states": _residuals(16, 32)},
             "block_controlnet_hidden_states",
+            marks=CONTROLNET,
         ),
-        ("sd3", {"skip_layers": [1]}, "skip_layers"),
-        ("qwen", {"controlnet_block_samples": _residuals(10, 32)}, "controlnet_block_samples"),
+        pytest.param(
+            "sd3", {"skip_layers": [1]}, "skip_layers", marks=pytest.mark.supports("layer skip")
+        ),
+        pytest.param(
+            "qwen",
+            {"controlnet_block_samples": _residuals(10, 32)},
+            "controlnet_block_samples",
+            marks=CONTROLNET,
+        ),
     ],
 )
 def test_the_call_runs_uncached_and_says_why(name, extra, said, granularity):

@@ -5,11 +5,14 @@ import warnings
 import pytest
 import torch
 from cases import BY_NAME
+from diffusers.models.embeddings import Timesteps
 from literal import wrap
+from models import draw, tiny_dit
 
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats
 from foca_dit.adapters import gates
 from foca_dit.adapters.gates import linear_rows
+from foca_dit.adapters.hooks import find_hook
 
 CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4)
 FULL_STEPS = (0, 1, 2, 6, 10)
@@ -31,12 +34,13 @@ def test_rows_are_those_of_the_whole_layer(bias, chunks):
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
 def test_rows_in_one_product_equal_a_product_each(bias):
-    """The form that accelerators use; on the CPU it is slower, so nothing else calls it here."""
+    """Half floats on the CPU take the one form, all else the other."""
     linear = torch.nn.Linear(6, 6 * 4, bias=bias)
     conditioning = torch.randn(3, 6)
     together = gates._rows_at_once(linear, conditioning, slice(2, 6, 3), 4)
-    for one, other in zip(linear_rows(linear, conditioning, (2, 5), 4), together, strict=True):
+    for chunk, other in zip((2, 5), together, strict=True):
         assert other.is_contiguous()
+        one = gates._rows(linear, conditioning, slice(4 * chunk, 4 * chunk + 4))
         torch.testing.assert_close(one, other)
 
 
@@ -124,3 +128,25 @@ def test_conditioning_that_blocks_share_is_computed_once(name, monkeypatch):
     monkeypatch.setattr(gates, "_conditioning", lambda *a: calls.append(a) or compute(*a))
     case.draw(apply_foca_cache(case.model(), CONFIG))
     assert len(calls) == 7  # once per skipped step, for all blocks
+
+
+def test_sinusoids_that_blocks_share_are_made_once(monkeypatch):
+    calls, forward = [], Timesteps.forward
+    monkeypatch.setattr(Timesteps, "forward", lambda *a: calls.append(a) or forward(*a))
+    model = apply_foca_cache(tiny_dit(), CONFIG)
+    draw(model)
+    full, skipped = len(FULL_STEPS), 12 - len(FULL_STEPS)
+    blocks = len(model.transformer_blocks)
+    assert len(calls) == full * (blocks + 1) + skipped * 2  # the gates' and the head's
+
+
+def test_embeddings_with_hooks_are_called_whole():
+    images = []
+    for collapse in (True, False):
+        model = apply_foca_cache(tiny_dit(), CONFIG)
+        find_hook(model).collapse = collapse
+        embedding = model.transformer_blocks[1].norm1.emb
+        embedding.register_forward_hook(lambda module, args, output: 2 * output)
+        images.append(draw(model))
+    torch.testing.assert_close(*images, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(images[0], draw(apply_foca_cache(tiny_dit(), CONFIG)), atol=1e-4)

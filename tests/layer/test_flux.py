@@ -109,6 +109,7 @@ def test_cache_context_names_the_branches():
     assert foca_cache_stats(model)["nbytes"] == 0
 
 
+@pytest.mark.supports("interrupt", "resolution", "number of steps")
 def test_pipeline_through_changes_and_an_interruption():
     """Another prompt, size, step count, guidance, a run cut short: each as from a fresh cache."""
 

@@ -84,7 +84,7 @@ def test_no_block_runs_in_a_skipped_step(name):
     assert len(ran) == full
 
 
-@pytest.mark.parametrize("name", ["MochiTransformer3DModel", "CogView4Transformer2DModel"])
+@pytest.mark.parametrize("name", ["MochiTransformer3DModel", "SanaTransformer2DModel"])
 def test_the_presets_module_granularity_gives_way_to_stack(name):
     model = apply_foca_cache(build(name), FoCaCacheConfig(preset="paper"))
     assert foca_cache_stats(model)["granularity"] == "stack"

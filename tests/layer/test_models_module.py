@@ -41,7 +41,7 @@ def test_fused_skip_equals_the_recursion_around_every_module_text_included(case)
     assert not stats["fallbacks"]
     torch.testing.assert_close(actual, expected, rtol=5e-6, atol=5e-6)
     full = case.draw(case.model())
-    assert (actual - full).abs().max() > 1e-3  # it did forecast, and the gates let it through
+    assert (actual - full).abs().max() > 3e-4  # it did forecast, and the gates let it through
 
 
 @pytest.mark.supports("removal")
@@ -60,7 +60,6 @@ def _attributes(model):
     return {(name, key) for name, module in model.named_modules() for key in vars(module)}
 
 
-@pytest.mark.supports("bytes")
 @all_cases
 def test_bytes_held_are_histories_times_slots_times_bytes_of_the_stream(case):
     model = apply_foca_cache(case.model(), CONFIG)

@@ -72,7 +72,16 @@ def _generate(name, pipeline, seed=0):
     ).images
 
 
-@pytest.mark.parametrize("name", FLUX_PIPELINES)
+SHOWN = {"FluxImg2ImgPipeline": ["strength"], "FluxInpaintPipeline": ["inpainting"]}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.supports("pipeline", *SHOWN.get(name, [])))
+        for name in FLUX_PIPELINES
+    ],
+)
 def test_every_flux_pipeline_equals_the_recursion_around_every_module(name):
     steps = FLUX_PIPELINES[name][2]
     full_steps = [step for step in (0, 1, 2, 6, 10) if step < steps]
@@ -173,7 +182,20 @@ def _latents(name, pipeline, steps=12):
     return pipeline(**PIPELINES[name][2], **options)[0]
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+GUIDED_BY = {"HunyuanVideoPipeline": "distilled", "Flux2Pipeline": "distilled"}
+
+
+def _guidance(name):
+    return GUIDED_BY.get(name, "two calls" if PIPELINES[name][1] == 2 else "batch of two")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.supports("pipeline", _guidance(name)))
+        for name in PIPELINES
+    ],
+)
 def test_pipelines_of_every_family_equal_the_recursion(name):
     """One call a step, guidance as one batch of two, and guidance as two calls a step."""
     case, branches, _ = PIPELINES[name]

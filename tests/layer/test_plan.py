@@ -3,9 +3,10 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from cases import CASES
+from cases import BY_NAME, CASES
 from diffusers import LatteTransformer3DModel
 from models import draw, tiny_dit
 
@@ -14,6 +15,7 @@ from foca_dit import (
     FoCaCacheConfig,
     FullSteps,
     Interval,
+    StepMask,
     apply_foca_cache,
     foca_cache_stats,
     plan_foca_cache,
@@ -68,6 +70,7 @@ def test_flops_are_those_of_the_papers_tables(name, request_, full, cached):
 READS_VALUES = ("hunyuan-video-framepack", "hunyuan-video-1.5")
 
 
+@pytest.mark.supports("bytes")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_run_holds_what_was_planned(case):
     config = FoCaCacheConfig(granularity="module", cache_interval=3)
@@ -123,6 +126,39 @@ def test_an_adaptive_schedule_is_planned_as_far_as_it_is_known():
     assert open_end.warning is None
     assert "decides" in str(open_end)
     assert open_end.nbytes == budget.nbytes
+
+
+@pytest.mark.parametrize("name", ["dit", "flux"])
+def test_a_mask_is_planned_step_by_step(name):
+    """Steps in which some features are computed cost what those do, or all where none is forecast
+    alone; the real run counts the same steps."""
+    case = BY_NAME[name]
+    mask = np.ones((10, case.features), dtype=bool)
+    mask[2:8] = False
+    mask[4, ::2] = mask[6, :1] = True
+    config = FoCaCacheConfig(schedule=StepMask(mask), granularity="module")
+    inputs = case.inputs(2, torch.Generator()) | {
+        "hidden_states": torch.randn(2, *case.shape),
+        "timestep": case.timestep(1.0, 2),
+    }
+    plan = plan_foca_cache(case.model(), inputs, config, steps=10)
+    model = apply_foca_cache(case.model(), config)
+    case.draw(model, steps=10)
+    stats = foca_cache_stats(model)
+    assert (plan.full_steps, plan.mixed_steps) == (stats["full_steps"], stats["mixed_steps"])
+    assert stats["nbytes"] == plan.nbytes
+    full, skipped = plan.chosen.full_flops, plan.chosen.skipped_flops
+    if name == "flux":
+        assert (plan.full_steps, plan.mixed_steps) == (6, 0)
+        assert plan.flops() == 6 * full + 4 * skipped
+        return
+    assert (plan.full_steps, plan.mixed_steps) == (4, 2)
+    half, one = plan.chosen.mixed_flops
+    assert skipped < one < half < full
+    assert plan.flops() == 4 * full + half + one + 4 * skipped
+    assert "full steps: 4, mixed steps: 2" in str(plan)
+    with pytest.raises(ValueError, match=r"a mask over the 1 features .* 'stack', got one over 6"):
+        plan_foca_cache(case.model(), inputs, replace(config, granularity="stack"))
 
 
 def test_a_tuned_plan_is_planned():

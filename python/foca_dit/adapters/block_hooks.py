@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from torch.distributed.tensor import DTensor, Replicate
 
 from foca_dit.adapters.gates import gates_of, table_row
 from foca_dit.adapters.layout import Layout, Located
@@ -66,8 +67,8 @@ class FeatureHook(Hook):
         slot = self.located.targets[0].slot
         if call.mode == "modules" and not histories.due(slot):
             return histories.forecast(slot)
-        output = run(*args, **kwargs)
-        value = self.located.feature.pick(output, call.tokens)
+        output = _gathered(run(*args, **kwargs))
+        value = _local(self.located.feature.pick(output, call.tokens))
         if self.accumulated:
             self._accumulate(value)
         else:
@@ -87,6 +88,20 @@ class FeatureHook(Hook):
                 sums[target.slot].addcmul_(value, row)
             else:
                 sums[target.slot].add_(value)
+
+
+def _gathered(output: Any) -> Any:
+    """The whole of what a layer of tensor parallelism returns, in which ranks may hold summands.
+
+    The layer's own hook, which runs later, would gather it; it lets a whole one pass.
+    """
+    if isinstance(output, DTensor):
+        return output.redistribute(placements=[Replicate()] * output.device_mesh.ndim)
+    return output
+
+
+def _local(value: torch.Tensor) -> torch.Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 class CaptureHook(Hook):

@@ -1,18 +1,21 @@
 """What a cache would cost and save in a model, found out on the meta device: nothing is computed.
 
-A copy of the model's structure, its parameters without storage, goes through one full and one
-skipped step with the real hooks; shapes alone say what is held and what is multiplied.
+A copy of the model's structure, its parameters without storage, goes through full, skipped and
+mixed steps with the real hooks; shapes alone say what is held and what is multiplied.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from foca_dit.adapters.block_hooks import Mode
@@ -24,6 +27,7 @@ from foca_dit.config import FoCaCacheConfig
 from foca_dit.history import FeatureHistories
 from foca_dit.plan import Plan
 from foca_dit.state import CacheState
+from foca_dit.trajectory import FINGERPRINT_SIZE
 from foca_dit.tuned import Tabulated
 
 
@@ -38,6 +42,9 @@ class Account:
         full_flops: floating-point operations of a full step, two to a multiply-add; matrix
             products, convolutions and attention only, as everybody counts.
         skipped_flops: the same of a skipped step.
+        peak_nbytes: what a generation holds at its fullest on top of what it holds without a cache:
+            the histories, sums over features in float32, copies of the stream, fingerprints.
+        mixed_flops: of every step in which some features are computed and some forecast.
     """
 
     granularity: str
@@ -45,6 +52,55 @@ class Account:
     nbytes: int
     full_flops: int
     skipped_flops: int
+    peak_nbytes: int
+    mixed_flops: tuple[int, ...] = ()
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of the storages that live, among those made inside it, on any device.
+
+    Attributes:
+        now: the bytes that live.
+        peak: the most that lived at one time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._note(tensor.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known or size == 0:
+            return
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._freed, key, size).atexit = False
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+class _Chosen(FeatureHistories):
+    """Histories of which the caller says what is due; they are folded at the first step only."""
+
+    due_features: frozenset[int] = frozenset()
+
+    def due(self, feature: int) -> bool:
+        return feature in self.due_features
+
+    def commit(self, feature: int, value: torch.Tensor) -> None:
+        if self._step == 0:
+            super().commit(feature, value)
 
 
 def on_meta(model: torch.nn.Module) -> torch.nn.Module:
@@ -64,6 +120,7 @@ def account(
     granularity: str,
     inputs: Mapping[str, Any],
     config: FoCaCacheConfig,
+    mixed: Sequence[frozenset[int]] = (),
 ) -> Account:
     """Counts one granularity.
 
@@ -73,6 +130,7 @@ def account(
         granularity: one of the spec's.
         inputs: the arguments of one call of the model; tensors are taken for their shapes.
         config: scheme and storage of the histories.
+        mixed: for every step in which some features are computed and some forecast, those computed.
 
     Raises:
         ValueError: the call fails on the meta device.
@@ -80,20 +138,37 @@ def account(
     state = CacheState(config)
     scheme = _of_two_steps(state.settings.scheme.history_size)
     state.settings = replace(state.settings, scheme=scheme)
-    install(model, spec, granularity, state, NoiseLevels())
+    arguments = {name: _on_meta(value) for name, value in inputs.items()}
     try:
+        with torch.no_grad(), Allocated() as uncached:
+            model(**arguments)
+        install(model, spec, granularity, state, NoiseLevels())
         hook = find_hook(model)
         assert isinstance(hook, ModelHook)
-        histories = FeatureHistories(state.settings, hook.features, state.stats)
-        arguments = {name: _on_meta(value) for name, value in inputs.items()}
-        flops = []
-        modes: tuple[Mode, ...] = ("full", "skip")
-        for step, mode in enumerate(modes):
+        histories = _Chosen(state.settings, hook.features, state.stats)
+
+        def flops(step: int, mode: Mode, due: frozenset[int] = frozenset()) -> int:
             histories.begin(step, [0.0, 1.0])
+            histories.due_features = due
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 hook.perform(histories, mode, state, arguments)
-            flops.append(counter.get_total_flops())
-        return Account(granularity, hook.features, histories.nbytes, *flops)
+            return int(counter.get_total_flops())
+
+        with Allocated() as cached:
+            full, skipped = flops(0, "full"), flops(1, "skip")
+            flops(0, "full")  # once more, now that all histories are held
+        by_pattern = {due: flops(1, "modules", due) for due in set(mixed)}
+        sample = arguments.get(spec.sample)
+        watched = min(sample.numel(), FINGERPRINT_SIZE) if isinstance(sample, torch.Tensor) else 0
+        return Account(
+            granularity,
+            hook.features,
+            histories.nbytes,
+            full,
+            skipped,
+            peak_nbytes=cached.peak - uncached.peak + 2 * 4 * watched,  # the latest and the new
+            mixed_flops=tuple(by_pattern[due] for due in mixed),
+        )
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(
             f"plan_foca_cache: {type(model).__name__} cannot be planned with these inputs: either "

@@ -13,7 +13,6 @@ import torch
 from foca_dit.adapters.spec import BlockGroup, ModelSpec, Tokens
 
 _BARE = ("hidden_states",)
-_IMAGE_FIRST = ("hidden_states", "encoder_hidden_states")
 _TEXT_FIRST = ("encoder_hidden_states", "hidden_states")
 
 
@@ -23,16 +22,11 @@ def _list(path: str, returns: tuple[str, ...] = _BARE, tokens: Tokens = "all") -
 
 # Classes whose blocks diffusers does not register, or where its metadata does not say all.
 STACKS: dict[str, tuple[BlockGroup, ...]] = {
-    # The single blocks of AuraFlow and Chroma run on text and image in one tensor, text first.
-    "AuraFlowTransformer2DModel": (
-        _list("joint_transformer_blocks", _TEXT_FIRST),
-        _list("single_transformer_blocks", tokens="last"),
-    ),
+    # Chroma's single blocks run on text and image in one tensor, text first.
     "ChromaTransformer2DModel": (
         _list("transformer_blocks", _TEXT_FIRST),
         _list("single_transformer_blocks", tokens="last"),
     ),
-    "CogView3PlusTransformer2DModel": (_list("transformer_blocks", _IMAGE_FIRST),),
     "CosmosTransformer3DModel": (_list("transformer_blocks"),),
     "Kandinsky5Transformer3DModel": (
         BlockGroup("visual_transformer_blocks", "visual_embed", ("visual_embed",)),
@@ -46,7 +40,6 @@ STACKS: dict[str, tuple[BlockGroup, ...]] = {
 
 # Classes whose pipelines call them with a time between 0 and 1.
 UNIT_TIME = (
-    "AuraFlowTransformer2DModel",
     "ChromaTransformer2DModel",
     "CosmosTransformer3DModel",  # Cosmos 1 with log(sigma) / 4, which its scheduler tells
     "Krea2Transformer2DModel",
@@ -57,7 +50,7 @@ UNIT_TIME = (
     "OmniGenTransformer2DModel",
     "PRXTransformer2DModel",
     "QwenImage21Transformer2DModel",
-    "StableAudioDiTModel",  # atan(sigma) 2 / pi, which is near the noise's share sigma / (1 + sigma)
+    "StableAudioDiTModel",  # atan(sigma) 2 / pi, near sigma / (1 + sigma)
 )
 
 # Classes that are called with 1 - sigma, or with the timesteps of a scheduler with inverted sigmas.

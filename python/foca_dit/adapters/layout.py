@@ -13,7 +13,7 @@ from foca_dit.adapters.spec import BlockGroup, Feature, LinearGates, ModelSpec, 
 
 
 @dataclass(frozen=True)
-class Target:
+class Destination:
     """A history that a feature is folded into.
 
     Attributes:
@@ -32,7 +32,7 @@ class Located:
     group: BlockGroup
     block: torch.nn.Module
     feature: Feature
-    targets: tuple[Target, ...]
+    targets: tuple[Destination, ...]
 
     @property
     def module(self) -> torch.nn.Module:
@@ -114,7 +114,7 @@ def lay_out(
                     known[stage, key] = len(layout.slots)
                     layout.stages[stage].append(len(layout.slots))
                     layout.slots.append(slot)
-                targets.append(Target(known[stage, key], by_table))
+                targets.append(Destination(known[stage, key], by_table))
             layout.located.append(Located(group, block, feature, tuple(targets)))
     return layout
 

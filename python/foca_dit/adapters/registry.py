@@ -78,10 +78,30 @@ def register(root: torch.nn.Module, hooks: list[tuple[torch.nn.Module, Hook]]) -
     for module, hook in hooks:
         if hook._is_stateful:
             hook.contexts = _contexts()
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK_NAME)
+        registry = HookRegistry.check_if_exists_or_initialize(module)
+        splitting = {} if module is root else _take_off(registry, "context_parallel")
+        registry.register_hook(hook, HOOK_NAME)
+        for name, other in splitting.items():
+            registry.register_hook(other, name)
         forward: Any = module.forward
         forward.__deepcopy__ = functools.partial(_copied_forward, module)
     HookRegistry.check_if_exists_or_initialize(root)._child_registries_cache = None
+
+
+def _take_off(registry: Any, source: str) -> dict[str, Any]:
+    """Takes off the hooks that a module of diffusers.hooks defines; returns them by name.
+
+    Context parallelism splits the tokens where the blocks begin: inside a block's hooks ours must
+    come after it, to see one rank's tokens going in as it does coming out.
+    """
+    taken = {
+        name: registry.hooks[name]
+        for name in registry._hook_order
+        if type(registry.hooks[name]).__module__ == f"diffusers.hooks.{source}"
+    }
+    for name in taken:
+        registry.remove_hook(name, recurse=False)
+    return taken
 
 
 def find(module: torch.nn.Module) -> Hook | None:
