@@ -55,6 +55,7 @@ def gates_of(
     linear: dict[tuple[int, str], list[int]] = {}
     shared: dict[SharedGates, torch.Tensor] = {}
     conditionings: dict[LinearGates, torch.Tensor] = {}
+    extended: dict[LinearGates, Arguments] = {}
     width = x.shape[-1]
     for index, slot in enumerate(slots):
         gates = slot.group.gates
@@ -76,9 +77,12 @@ def gates_of(
         assert owner is not None
         chunks = [c for i in indices if (c := slots[i].chunk) is not None]
         with _weights_of(owner):
+            if gates not in extended:
+                common: Arguments = gates.common(owner, arguments) if gates.common else {}
+                extended[gates] = {**arguments, **common}
             if gates.per_block or gates not in conditionings:
                 conditionings[gates] = _conditioning(
-                    gates, owner if gates.per_block else block, arguments
+                    gates, owner if gates.per_block else block, extended[gates]
                 )
             rows = linear_rows(owner.get_submodule(modulation), conditionings[gates], chunks, width)
         found.update(zip(indices, rows, strict=True))
@@ -102,10 +106,11 @@ def linear_rows(
     assert isinstance(linear, torch.nn.Linear)
     by = chunks[1] - chunks[0] if len(chunks) > 1 else 1
     spaced = by > 0 and list(chunks) == list(range(chunks[0], chunks[-1] + 1, by))
-    # On the CPU a product per chunk: the batched one over the strided weight takes 24 times as long
-    # in bfloat16 (123 ms for 5.2 ms, 2 chunks of 3072 x 3072, 1 row), about as long in float32
-    # (AMD EPYC, torch 2.13, 2026-11-21, benchmarks/gates.py).
-    if spaced and len(chunks) > 1 and weight.device.type != "cpu":
+    # One product over a strided view of the weight, but not of half floats on the CPU: in bfloat16
+    # it took 34 ms for 2.8 ms of a product per chunk, in float32 3.2 ms for 5.5 ms (2 chunks of
+    # 3072 x 3072, 1 row, cold; AMD EPYC, torch 2.13, 2026-11-21, benchmarks/gates.py).
+    batched = weight.device.type != "cpu" or weight.dtype == torch.float32
+    if spaced and len(chunks) > 1 and batched:
         return _rows_at_once(linear, conditioning, slice(chunks[0], chunks[-1] + 1, by), width)
     return [_rows(linear, conditioning, slice(c * width, (c + 1) * width)) for c in chunks]
 
@@ -153,9 +158,16 @@ def _is_plain(linear: torch.nn.Module, conditioning: torch.Tensor) -> bool:
         and type(linear.weight) is torch.nn.Parameter
         and linear.weight.dtype == conditioning.dtype
         and linear.weight.device == conditioning.device
-        and "forward" not in linear.__dict__
-        and not linear._forward_hooks
-        and not linear._forward_pre_hooks
+        and is_unhooked(linear)
+    )
+
+
+def is_unhooked(module: torch.nn.Module) -> bool:
+    """Whether a call of the module runs its class's `forward` and nothing else."""
+    return (
+        "forward" not in module.__dict__
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from foca_dit.adapters.gates import is_unhooked
 from foca_dit.adapters.generic import generic_spec
 from foca_dit.adapters.registry import is_of_diffusers
 from foca_dit.adapters.spec import (
@@ -26,17 +27,31 @@ from foca_dit.adapters.spec import (
 )
 
 
-def _dit_conditioning(block: torch.nn.Module, arguments: Arguments) -> torch.Tensor:
-    """Every DiT block embeds timestep and class by itself."""
-    timestep = arguments["timestep"]
+def _dit_common(block: torch.nn.Module, arguments: Arguments) -> Arguments:
+    """What all DiT blocks embed, each by itself: the timestep, as sinusoids without weights."""
+    timestep, dtype = arguments["timestep"], arguments["hidden_states"].dtype
     if timestep.stride(0) == 0:
         timestep = timestep[:1]  # one timestep, expanded to the batch: embed it once
-    embedding = block.get_submodule("norm1.emb")(
-        timestep,
-        arguments["class_labels"],
-        hidden_dtype=arguments["hidden_states"].dtype,
-    )
-    return F.silu(embedding)
+    common = {"timestep": timestep, "hidden_dtype": dtype}
+    if (embedding := _dit_embedding(block)) is not None:
+        common["sinusoids"] = embedding.time_proj(timestep).to(dtype)
+    return common
+
+
+def _dit_conditioning(block: torch.nn.Module, arguments: Arguments) -> torch.Tensor:
+    labels, embedding = arguments["class_labels"], _dit_embedding(block)
+    if embedding is None or "sinusoids" not in arguments:
+        whole = block.get_submodule("norm1.emb")
+        return F.silu(whole(arguments["timestep"], labels, hidden_dtype=arguments["hidden_dtype"]))
+    time = embedding.timestep_embedder(arguments["sinusoids"])
+    return F.silu(time + embedding.class_embedder(labels))
+
+
+def _dit_embedding(block: torch.nn.Module) -> Any | None:
+    """A block's embedding if it is diffusers' own, unhooked: its parts can be run one by one."""
+    embedding = block.get_submodule("norm1.emb")
+    own = type(embedding).__name__ == "CombinedTimestepLabelEmbeddings"
+    return embedding if own and is_unhooked(embedding) else None
 
 
 def _hunyuan_conditioning(block: torch.nn.Module, arguments: Arguments) -> torch.Tensor:
@@ -75,12 +90,6 @@ def _split(counts: list[int], shape: torch.Size, first: range, rest: range) -> l
     return segments
 
 
-def _embedding(block: torch.nn.Module, arguments: Arguments) -> torch.Tensor:
-    """The timestep's embedding as it is: these modulations have no SiLU before them."""
-    embedding: torch.Tensor = arguments["temb"]
-    return embedding
-
-
 _JOINT = ("encoder_hidden_states", "hidden_states")
 _IP_ADAPTER = tuple(
     f"{name}.{key}"
@@ -108,7 +117,7 @@ _ENTRIES = (
                     Feature("attn1", 2, "norm1.linear"),
                     Feature("ff", 5, "norm1.linear"),
                 ),
-                gates=LinearGates(_dit_conditioning, per_block=True),
+                gates=LinearGates(_dit_conditioning, per_block=True, common=_dit_common),
             ),
         ),
     ),
@@ -274,60 +283,6 @@ _ENTRIES = (
                 gates=LinearGates("temb"),
             ),
         ),
-    ),
-    ModelSpec(
-        class_name="CogView4Transformer2DModel",
-        groups=(
-            BlockGroup(
-                path="transformer_blocks",
-                hidden="hidden_states",
-                returns=_JOINT[::-1],
-                # Rows: shifts, scales, gates of the attention, then of the feed-forward, each for
-                # image and text. The feed-forward runs on the image, then on the text: a step's
-                # first call is the feature.
-                features=(
-                    Feature("attn1", 4, "norm1.linear", item=0),
-                    Feature("ff", 10, "norm1.linear"),
-                ),
-                gates=LinearGates(_embedding),
-            ),
-        ),
-    ),
-    ModelSpec(
-        class_name="CogView3PlusTransformer2DModel",
-        groups=(
-            BlockGroup(
-                path="transformer_blocks",
-                hidden="hidden_states",
-                returns=_JOINT[::-1],
-                features=(
-                    Feature("attn1", 2, "norm1.linear", item=0),
-                    Feature("ff", 5, "norm1.linear", tokens="last"),
-                ),
-                gates=LinearGates("emb"),
-            ),
-        ),
-    ),
-    ModelSpec(  # the attention only feeds the feed-forward, which alone adds to the stream
-        class_name="AuraFlowTransformer2DModel",
-        groups=(
-            BlockGroup(
-                path="joint_transformer_blocks",
-                hidden="hidden_states",
-                returns=_JOINT,
-                features=(Feature("ff", 5, "norm1.linear"),),
-                gates=_ZERO,
-            ),
-            BlockGroup(
-                path="single_transformer_blocks",
-                hidden="hidden_states",
-                returns=("hidden_states",),
-                features=(Feature("ff", 5, "norm1.linear", tokens="last"),),
-                gates=_ZERO,
-                tokens="last",  # the model prepends the text to the stream
-            ),
-        ),
-        timestep_scale=1.0,
     ),
 )
 

@@ -70,12 +70,16 @@ class LinearGates:
         conditioning: their input [R, C]: the name of a block argument, of which the SiLU is taken,
             or a function of (block, block arguments).
         per_block: whether the conditioning differs from block to block; else it is computed once.
+        common: what the conditionings of all blocks have in common, computed once from the first
+            block that has the gates: arguments for `conditioning` beside, or in the place of, the
+            block's.
         segments: (model arguments, block arguments, shape of x) -> which tokens take which row of
             the conditioning; None: row b serves all tokens of sample b.
     """
 
     conditioning: str | Callable[[torch.nn.Module, Arguments], torch.Tensor]
     per_block: bool = False
+    common: Callable[[torch.nn.Module, Arguments], Arguments] | None = None
     segments: Callable[[Arguments, Arguments, torch.Size], Sequence[Segment]] | None = None
 
 
