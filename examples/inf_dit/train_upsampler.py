@@ -16,7 +16,6 @@ from block_attention import RowMemory, cut, join
 from inf_dit import SIDE, InfDiT
 from pixels import DETAIL, bicubic, conditions, shrink
 from safetensors.torch import save_file
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from upsample import block_by_block
 
 sys.path.append(str(Path(__file__).parents[1] / "fashion_dit"))
@@ -49,9 +48,7 @@ def main() -> None:
         half = {name: tensor.half().contiguous() for name, tensor in weights.items()}
         save_file(half, args.out / "inf_dit.safetensors")
 
-    # On the CPU the fused kernel's backward pass takes about twice as long for so few tokens.
-    with sdpa_kernel(SDPBackend.MATH):
-        train(InfDiT().train(), loss_of, export, args)
+    train(InfDiT().train(), loss_of, export, args)
 
 
 if __name__ == "__main__":
