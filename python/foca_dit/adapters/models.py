@@ -90,6 +90,12 @@ def _split(counts: list[int], shape: torch.Size, first: range, rest: range) -> l
     return segments
 
 
+def _embedding(block: torch.nn.Module, arguments: Arguments) -> torch.Tensor:
+    """The timestep's embedding as it is: these modulations have no SiLU before them."""
+    embedding: torch.Tensor = arguments["temb"]
+    return embedding
+
+
 _JOINT = ("encoder_hidden_states", "hidden_states")
 _IP_ADAPTER = tuple(
     f"{name}.{key}"
@@ -283,6 +289,60 @@ _ENTRIES = (
                 gates=LinearGates("temb"),
             ),
         ),
+    ),
+    ModelSpec(
+        class_name="CogView4Transformer2DModel",
+        groups=(
+            BlockGroup(
+                path="transformer_blocks",
+                hidden="hidden_states",
+                returns=_JOINT[::-1],
+                # Rows: shifts, scales, gates of the attention, then of the feed-forward, each for
+                # image and text. The feed-forward runs on the image, then on the text: a step's
+                # first call is the feature.
+                features=(
+                    Feature("attn1", 4, "norm1.linear", item=0),
+                    Feature("ff", 10, "norm1.linear"),
+                ),
+                gates=LinearGates(_embedding),
+            ),
+        ),
+    ),
+    ModelSpec(
+        class_name="CogView3PlusTransformer2DModel",
+        groups=(
+            BlockGroup(
+                path="transformer_blocks",
+                hidden="hidden_states",
+                returns=_JOINT[::-1],
+                features=(
+                    Feature("attn1", 2, "norm1.linear", item=0),
+                    Feature("ff", 5, "norm1.linear", tokens="last"),
+                ),
+                gates=LinearGates("emb"),
+            ),
+        ),
+    ),
+    ModelSpec(  # the attention only feeds the feed-forward, which alone adds to the stream
+        class_name="AuraFlowTransformer2DModel",
+        groups=(
+            BlockGroup(
+                path="joint_transformer_blocks",
+                hidden="hidden_states",
+                returns=_JOINT,
+                features=(Feature("ff", 5, "norm1.linear"),),
+                gates=_ZERO,
+            ),
+            BlockGroup(
+                path="single_transformer_blocks",
+                hidden="hidden_states",
+                returns=("hidden_states",),
+                features=(Feature("ff", 5, "norm1.linear", tokens="last"),),
+                gates=_ZERO,
+                tokens="last",  # the model prepends the text to the stream
+            ),
+        ),
+        timestep_scale=1.0,
     ),
 )
 
