@@ -147,16 +147,21 @@ def account(
         assert isinstance(hook, ModelHook)
         histories = _Chosen(state.settings, hook.features, state.stats)
 
-        def flops(step: int, mode: Mode, due: frozenset[int] = frozenset()) -> int:
+        def run(step: int, mode: Mode, due: frozenset[int] = frozenset()) -> None:
             histories.begin(step, [0.0, 1.0])
             histories.due_features = due
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            with torch.no_grad():
                 hook.perform(histories, mode, state, arguments)
+
+        def flops(step: int, mode: Mode, due: frozenset[int] = frozenset()) -> int:
+            with FlopCounterMode(display=False) as counter:
+                run(step, mode, due)
             return int(counter.get_total_flops())
 
-        with Allocated() as cached:
-            full, skipped = flops(0, "full"), flops(1, "skip")
-            flops(0, "full")  # once more, now that all histories are held
+        full, skipped = flops(0, "full"), flops(1, "skip")
+        with Allocated() as cached:  # the histories stand by now, and beside them
+            run(0, "full")
+            run(1, "skip")
         by_pattern = {due: flops(1, "modules", due) for due in set(mixed)}
         sample = arguments.get(spec.sample)
         watched = min(sample.numel(), FINGERPRINT_SIZE) if isinstance(sample, torch.Tensor) else 0
@@ -166,7 +171,7 @@ def account(
             histories.nbytes,
             full,
             skipped,
-            peak_nbytes=cached.peak - uncached.peak + 2 * 4 * watched,  # the latest and the new
+            peak_nbytes=histories.nbytes + max(cached.peak - uncached.peak, 0) + 4 * watched,
             mixed_flops=tuple(by_pattern[due] for due in mixed),
         )
     except (RuntimeError, NotImplementedError) as error:

@@ -27,7 +27,10 @@ from foca_dit.state import CacheState
 from foca_dit.stats import CacheStats
 
 # The children of a block that diffusers' caches and layer skips put hooks on.
-_REPLACEABLE = ("attn", "attn1", "attn2", "self_attn", "ff", "feed_forward", "ff_context")
+_REPLACEABLE = (
+    *("attn", "attn1", "attn2", "self_attn"),
+    *("ff", "ffn", "feed_forward", "ff_context", "img_mlp", "txt_mlp"),
+)
 
 
 class _Scope(threading.local):
