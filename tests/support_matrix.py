@@ -3,8 +3,8 @@
 A test marked `supports("compile", ..)` is watched: every cache that it applies counts as one claim,
 (feature, class of the model, granularity), if the test passes. Nothing is claimed by hand.
 
-    pytest -m "not slow" -n auto --dist loadfile --support-matrix write    # the page, anew
-    make test                                                              # checks it
+    pytest -m 'supports and not slow' -n auto --dist loadfile --support-matrix write
+    make test  # checks it
 
 A check fails the run if the page claims something that no test of this run has shown.
 """
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests/support_matrix.json"
 PAGE = ROOT / "docs/support-matrix.md"
 GRANULARITIES = ("module", "stack", "output")
-COMMAND = "pytest -m 'not slow' -n auto --dist loadfile --support-matrix write"
+COMMAND = "pytest -m 'supports and not slow' -n auto --dist loadfile --support-matrix write"
 
 # Every feature that a test can show, in the order of the page: (column of the first table, what is
 # said of it in the second).

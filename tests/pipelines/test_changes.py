@@ -32,6 +32,7 @@ def _video(model, case, size, batch, dtype=torch.float32, steps=10):
     return x
 
 
+@pytest.mark.supports("batch", "resolution", "frames", "dtype")
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("name", ["wan", "hunyuan-video"])
 def test_batch_resolution_frames_and_dtype_of_a_video_model(name, granularity):
@@ -50,6 +51,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.supports("exception")
 @pytest.mark.filterwarnings("ignore:foca_dit. a generation in which nothing was skipped")
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("at", [0, 1, 2, 4, 7])

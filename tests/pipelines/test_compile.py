@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from lanes import DIT, FLUX, PAPER, Lanes, assert_close
-from models import draw, draw_flux, tiny_dit, tiny_flux
+from cases import BY_NAME
+from lanes import PAPER, Lanes, assert_close
 from torch._dynamo.utils import counters
 
 from foca_dit import apply_foca_cache, foca_cache_stats
-
-MODELS = {"dit": (tiny_dit, draw, DIT), "flux": (tiny_flux, draw_flux, FLUX)}
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +22,7 @@ def _whole(model):
 
 
 def _blocks(model):
-    for path in ("transformer_blocks", "single_transformer_blocks"):
+    for path in ("transformer_blocks", "single_transformer_blocks", "blocks"):
         for block in getattr(model, path, ()):
             block.compile(backend="aot_eager")  # what `compile_repeated_blocks` does
 
@@ -33,29 +31,41 @@ def _graphs():
     return counters["stats"]["unique_graphs"], sum(counters["recompiles"].values())
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("compiled", [_whole, _blocks], ids=["model", "blocks"])
+SHOWN = {_whole: "compile model", _blocks: "compile blocks"}
+
+
 @pytest.mark.parametrize(
-    "cache_first",
+    "compiled",
+    [pytest.param(how, marks=pytest.mark.supports(name), id=name) for how, name in SHOWN.items()],
+)
+@pytest.mark.parametrize(
+    ("case", "cache_first"),
     [
-        pytest.param(True, id="cache-first"),
-        pytest.param(False, id="compile-first", marks=pytest.mark.slow),
+        pytest.param(BY_NAME["dit"], True, id="dit-cache-first"),
+        pytest.param(BY_NAME["flux"], True, id="flux-cache-first"),
+        pytest.param(BY_NAME["wan"], True, id="wan-cache-first"),
+        pytest.param(
+            BY_NAME["dit"], False, id="dit-after", marks=pytest.mark.supports("compile first")
+        ),
+        pytest.param(BY_NAME["flux"], False, id="flux-after", marks=pytest.mark.slow),
+        pytest.param(
+            BY_NAME["wan"], False, id="wan-after", marks=pytest.mark.supports("compile first")
+        ),
     ],
 )
-def test_equals_the_recursion_and_compiles_once(name, compiled, cache_first):
+def test_equals_the_recursion_and_compiles_once(case, compiled, cache_first):
     """Nothing is compiled any more after the first generation, at any step of any other."""
-    build, run, wrapped = MODELS[name]
-    literal, model = build(), build()
-    reference = Lanes(literal, wrapped, [*["one"] * 12, *["two"] * 12])
+    literal, model = case.model(), case.model()
+    reference = Lanes(literal, case.wrapped, [*["one"] * 8, *["two"] * 8])
     if cache_first:
         apply_foca_cache(model, PAPER)
     compiled(model)
     if not cache_first:
-        run(model)  # compiled without the cache, and run
+        case.draw(model, steps=8)  # compiled without the cache, and run
         apply_foca_cache(model, PAPER)
-    assert_close(run(model), run(literal))
+    assert_close(case.draw(model, steps=8), case.draw(literal, steps=8))
     first = _graphs()
     assert first[0] > 0
-    assert_close(run(model, seed=1), run(literal, seed=1))
+    assert_close(case.draw(model, seed=1, steps=8), case.draw(literal, seed=1, steps=8))
     assert _graphs() == first
     assert foca_cache_stats(model)["collapsed_skips"] == reference.skipped

@@ -1,12 +1,13 @@
 """Guidance in all its forms: the cache finds the branches by itself, or is told by diffusers."""
 
+import contextlib
 import itertools
 
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from lanes import DIT, FLUX, PAPER, Lanes, assert_close
-from models import draw_flux, flux_prompt, tiny_dit_pipeline, tiny_flux, tiny_flux_pipeline
+from lanes import DIT, FLUX, PAPER, Lanes, assert_close, cases
+from models import flux_prompt, tiny_dit_pipeline, tiny_flux_pipeline
 
 from foca_dit import apply_foca_cache, foca_cache_stats
 
@@ -39,6 +40,7 @@ def _latents(pipeline, run):
     return kept[0]
 
 
+@pytest.mark.supports("batch of two")
 def test_one_batch_of_two():
     """DiTPipeline stacks the two branches into one batch: one lane, twice the batch."""
     pipeline, literal = tiny_dit_pipeline(), tiny_dit_pipeline()
@@ -50,13 +52,20 @@ def test_one_batch_of_two():
     assert foca_cache_stats(pipeline)["collapsed_skips"] == reference.skipped
 
 
-@pytest.mark.parametrize("branches", [2, 3])
-def test_two_and_three_calls_a_step(branches):
+@pytest.mark.parametrize(
+    "branches",
+    [
+        pytest.param(2, marks=pytest.mark.supports("two calls")),
+        pytest.param(3, marks=pytest.mark.supports("three branches")),
+    ],
+)
+@cases("flux", "wan", "hunyuan-video")
+def test_two_and_three_calls_a_step(case, branches):
     """Nothing but the repeated timestep and the equal sample tells the branches apart."""
-    model, literal = tiny_flux(), tiny_flux()
-    reference = Lanes(literal, FLUX, list(range(branches)) * STEPS)
+    model, literal = case.model(), case.model()
+    reference = Lanes(literal, case.wrapped, list(range(branches)) * STEPS)
     apply_foca_cache(model, PAPER)
-    assert_close(draw_flux(model, branches=branches), draw_flux(literal, branches=branches))
+    assert_close(case.draw(model, branches=branches), case.draw(literal, branches=branches))
     stats = foca_cache_stats(model)
     assert stats["collapsed_skips"] == reference.skipped
     assert stats["restarts"] == {}
@@ -77,6 +86,7 @@ def _true_guidance(pipeline, scale=3.0, steps=STEPS, **options):
     ).images
 
 
+@pytest.mark.supports("two calls")
 def test_two_calls_a_step_named_by_the_pipeline():
     """FluxPipeline's `true_cfg_scale` opens diffusers' cache_context around each call."""
     pipeline, literal = tiny_flux_pipeline(), tiny_flux_pipeline()
@@ -88,24 +98,20 @@ def test_two_calls_a_step_named_by_the_pipeline():
 
 
 @torch.no_grad()
-def _contexts(model, names_of_step):
-    """A FLUX loop in which every step names its branches, as a guider of diffusers does."""
+def _contexts(case, model, names_of_step, around=lambda name: contextlib.nullcontext()):
+    """A loop in which every step names its branches, as a guider of diffusers does.
+
+    What `around` returns for a name is open around the branch's call.
+    """
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 6, 4, generator=generator)
-    texts = dict(zip("abc", torch.randn(3, 1, 5, 32, generator=generator), strict=True))
-    sigmas = torch.linspace(1, 0, len(names_of_step) + 1)
-    for (now, after), names in zip(itertools.pairwise(sigmas), names_of_step, strict=True):
+    x = torch.randn(1, *case.shape, generator=generator)
+    calls = {name: case.inputs(1, generator) for name in "abc"}
+    times = torch.linspace(1, 0, len(names_of_step) + 1).tolist()
+    for (now, after), names in zip(itertools.pairwise(times), names_of_step, strict=True):
         velocity = 0.0
         for name in names:
-            with model.cache_context(name):
-                velocity = velocity + model(
-                    hidden_states=x,
-                    encoder_hidden_states=texts[name],
-                    pooled_projections=texts[name][:, 0],
-                    timestep=now[None],
-                    img_ids=torch.zeros(6, 3),
-                    txt_ids=torch.zeros(5, 3),
-                ).sample / len(names)
+            with model.cache_context(name), around(name):
+                velocity = velocity + case.velocity(model, x, now, calls[name]) / len(names)
         x = x + (after - now) * velocity
     return x
 
@@ -114,7 +120,11 @@ def _contexts(model, names_of_step):
     ("steps", "lanes"),
     [
         # Switched off after 5 steps: the other branch does not notice.
-        (["ab"] * 5 + ["a"] * 9, ["a", "b"] * 5 + ["a"] * 9),
+        pytest.param(
+            ["ab"] * 5 + ["a"] * 9,
+            ["a", "b"] * 5 + ["a"] * 9,
+            marks=pytest.mark.supports("switched off"),
+        ),
         # On again: the branch that was left out starts anew, it would be stale.
         (["ab"] * 5 + ["a"] * 2 + ["ab"] * 7, ["a", "b"] * 5 + ["a"] * 2 + ["a", "b again"] * 7),
         # On late (a guidance interval): the new branch has its own steps.
@@ -123,14 +133,16 @@ def _contexts(model, names_of_step):
     ],
     ids=["off", "off-and-on", "on-late", "three"],
 )
-def test_named_branches_switched_part_way(steps, lanes):
-    model, literal = tiny_flux(), tiny_flux()
-    reference = Lanes(literal, FLUX, lanes)
+@cases()
+def test_named_branches_switched_part_way(case, steps, lanes):
+    model, literal = case.model(), case.model()
+    reference = Lanes(literal, case.wrapped, lanes)
     apply_foca_cache(model, PAPER)
-    assert_close(_contexts(model, steps), _contexts(literal, steps))
+    assert_close(_contexts(case, model, steps), _contexts(case, literal, steps))
     assert foca_cache_stats(model)["collapsed_skips"] == reference.skipped
 
 
+@pytest.mark.supports("switched off")
 def test_a_batch_of_two_that_becomes_one_part_way():
     """The shape changes, so the rest is computed as from a fresh cache."""
     from models import tiny_dit
@@ -155,6 +167,7 @@ def test_a_batch_of_two_that_becomes_one_part_way():
     assert list(stats["restarts"]) == ["the sample's shape, dtype or device changed"]
 
 
+@pytest.mark.supports("distilled")
 def test_distilled():
     """FLUX.1-dev's guidance is an embedding beside the timestep's: it is part of every gate."""
 

@@ -3,13 +3,11 @@
 import pytest
 import torch
 from cases import BY_NAME
-from lanes import DIT, FLUX, PAPER, Lanes, assert_close
-from models import draw, draw_flux, tiny_dit, tiny_flux, tiny_flux_pipeline
+from lanes import PAPER, Lanes, assert_close, cases
+from models import tiny_flux_pipeline
 from test_persistence import _generate
 
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
-
-MODELS = {"dit": (tiny_dit, draw, DIT), "flux": (tiny_flux, draw_flux, FLUX)}
 
 
 def _offload(model, kind, tmp_path, disk):
@@ -26,21 +24,23 @@ def _offload(model, kind, tmp_path, disk):
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
 @pytest.mark.parametrize("disk", [False, True], ids=["memory", "disk"])
 @pytest.mark.parametrize("offload_first", [True, False], ids=["offload-first", "cache-first"])
-def test_groups(kind, disk, offload_first, tmp_path):
+@pytest.mark.supports("group offload")
+@cases()  # diffusers refuses to offload DiT in groups
+def test_groups(case, kind, disk, offload_first, tmp_path):
     """Gates of a skipped step are read from blocks that do not run: they must be there."""
-    build, run, wrapped = MODELS["flux"]  # diffusers refuses to offload DiT in groups
-    literal = build()
-    reference = Lanes(literal, wrapped, ["one"] * 12)
+    literal = case.model()
+    reference = Lanes(literal, case.wrapped, ["one"] * 12)
     if offload_first:
-        model = apply_foca_cache(_offload(build(), kind, tmp_path, disk), PAPER)
+        model = apply_foca_cache(_offload(case.model(), kind, tmp_path, disk), PAPER)
     else:
-        model = _offload(apply_foca_cache(build(), PAPER), kind, tmp_path, disk)
-    assert_close(run(model), run(literal))
+        model = _offload(apply_foca_cache(case.model(), PAPER), kind, tmp_path, disk)
+    assert_close(case.draw(model), case.draw(literal))
     assert foca_cache_stats(model)["collapsed_skips"] == reference.skipped
     remove_foca_cache(model)
-    assert_close(run(model), run(build()))
+    assert_close(case.draw(model), case.draw(case.model()))
 
 
+@pytest.mark.supports("group offload")
 @pytest.mark.parametrize("granularity", ["module", "stack", "output"])
 def test_groups_of_a_video_model_with_shared_modulation(granularity, tmp_path):
     case = BY_NAME["wan"]
@@ -51,7 +51,13 @@ def test_groups_of_a_video_model_with_shared_modulation(granularity, tmp_path):
     assert foca_cache_stats(model)["skipped_steps"] == 7
 
 
-@pytest.mark.parametrize("how", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(f"enable_{kind}_cpu_offload", marks=pytest.mark.supports(f"{kind} offload"))
+        for kind in ("model", "sequential")
+    ],
+)
 def test_pipelines_are_offloaded(how):
     pipeline, fresh = tiny_flux_pipeline(), tiny_flux_pipeline()
     config = FoCaCacheConfig(cache_interval=4, granularity="module")
@@ -69,17 +75,17 @@ def test_pipelines_are_offloaded(how):
     assert foca_cache_stats(pipeline)["skipped_steps"] == 2 * 6
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.supports("sequential offload")
+@cases("dit", "flux", "wan")
 @torch.no_grad()
-def test_accelerates_hooks_with_weights_that_are_away(name):
+def test_accelerates_hooks_with_weights_that_are_away(case):
     """`cpu_offload` (sequential offload) keeps a layer's weights on `meta` until it runs."""
     from accelerate import cpu_offload
 
-    build, run, wrapped = MODELS[name]
-    literal, model = build(), build()
-    reference = Lanes(literal, wrapped, ["one"] * 12)
+    literal, model = case.model(), case.model()
+    reference = Lanes(literal, case.wrapped, ["one"] * 12)
     cpu_offload(model, torch.device("cpu"))
     assert {p.device.type for p in model.parameters()} == {"meta"}
     apply_foca_cache(model, PAPER)
-    assert_close(run(model), run(literal))
+    assert_close(case.draw(model), case.draw(literal))
     assert foca_cache_stats(model)["collapsed_skips"] == reference.skipped

@@ -1,10 +1,13 @@
 """Other hooks of diffusers on the same model: caches, layer skip."""
 
+import contextlib
+
 import pytest
 import torch
 from diffusers import FasterCacheConfig, FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
 from diffusers.hooks import HookRegistry, LayerSkipConfig, TaylorSeerCacheConfig
 from diffusers.hooks.layer_skip import _apply_layer_skip_hook
+from lanes import cases
 from models import draw_flux, tiny_flux
 from test_guidance import _contexts
 
@@ -21,6 +24,7 @@ CACHES = {
 }
 
 
+@pytest.mark.supports("second cache")
 @pytest.mark.parametrize("name", CACHES)
 def test_a_cache_of_diffusers_that_is_already_there_is_refused(name):
     model = tiny_flux()
@@ -34,15 +38,17 @@ def test_a_cache_of_diffusers_that_is_already_there_is_refused(name):
 
 
 @pytest.mark.parametrize("granularity", ["module", "stack", "output"])
-def test_a_cache_of_diffusers_enabled_later_makes_calls_run_without_ours(granularity):
+@pytest.mark.supports("second cache")
+@cases()
+def test_a_cache_of_diffusers_enabled_later_makes_calls_run_without_ours(case, granularity):
     def run(model):
         with model.cache_context("cond"):
-            return draw_flux(model)
+            return case.draw(model)
 
-    plain = tiny_flux()
+    plain = case.model()
     plain.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     model = apply_foca_cache(
-        tiny_flux(), FoCaCacheConfig(cache_interval=4, granularity=granularity)
+        case.model(), FoCaCacheConfig(cache_interval=4, granularity=granularity)
     )
     model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     with pytest.warns(UserWarning, match="runs uncached: FirstBlockCache of diffusers replaces"):
@@ -50,48 +56,37 @@ def test_a_cache_of_diffusers_enabled_later_makes_calls_run_without_ours(granula
     assert torch.equal(actual, run(plain))
     assert foca_cache_stats(model)["full_steps"] == foca_cache_stats(model)["skipped_steps"] == 0
     model.disable_cache()
-    draw_flux(model)
+    case.draw(model)
     assert foca_cache_stats(model)["skipped_steps"] == 7
 
 
 @pytest.mark.parametrize("granularity", ["module", "stack", "output"])
-def test_layer_skip_runs_uncached_and_other_branches_are_cached_on(granularity):
+@pytest.mark.supports("layer skip")
+@cases()
+def test_layer_skip_runs_uncached_and_other_branches_are_cached_on(case, granularity):
     """A guider puts the hook on for its one call of a step, and takes it off again."""
-    skip = LayerSkipConfig(indices=[0], fqn="transformer_blocks", skip_attention=False)
+    (path, *_) = case.wrapped
+    skip = LayerSkipConfig(indices=[0], fqn=path, skip_attention=False)
 
     def guided(model):
-        names = {"a": False, "b": True}
+        @contextlib.contextmanager
+        def around(name):
+            if name == "b":
+                _apply_layer_skip_hook(model, skip, name="SkipLayerGuidance_0")
+            yield
+            if name == "b":
+                HookRegistry.check_if_exists_or_initialize(model).remove_hook(
+                    "SkipLayerGuidance_0", recurse=True
+                )
 
-        class Guider(torch.nn.Module):
-            cache_context = model.cache_context
-
-            def forward(self, **kwargs):
-                name = next(n for n, t in texts.items() if t is not None and _is(kwargs, t))
-                if names[name]:
-                    _apply_layer_skip_hook(model, skip, name="SkipLayerGuidance_0")
-                try:
-                    return model(**kwargs)
-                finally:
-                    if names[name]:
-                        HookRegistry.check_if_exists_or_initialize(model).remove_hook(
-                            "SkipLayerGuidance_0", recurse=True
-                        )
-
-        generator = torch.Generator().manual_seed(0)
-        torch.randn(1, 6, 4, generator=generator)  # as `_contexts` draws them
-        texts = dict(zip("ab", torch.randn(3, 1, 5, 32, generator=generator), strict=False))
-        return _contexts(Guider(), ["ab"] * 12)
+        return _contexts(case, model, ["ab"] * 12, around)
 
     model = apply_foca_cache(
-        tiny_flux(), FoCaCacheConfig(cache_interval=4, granularity=granularity)
+        case.model(), FoCaCacheConfig(cache_interval=4, granularity=granularity)
     )
     with pytest.warns(UserWarning, match="runs uncached: layer skip of diffusers replaces"):
         actual = guided(model)
     stats = foca_cache_stats(model)
     assert list(stats["bypasses"].values()) == [12]
     assert (stats["full_steps"], stats["skipped_steps"]) == (5, 7)
-    torch.testing.assert_close(actual, guided(tiny_flux()), rtol=0.1, atol=0.1)
-
-
-def _is(kwargs, text):
-    return torch.equal(kwargs["encoder_hidden_states"], text)
+    torch.testing.assert_close(actual, guided(case.model()), rtol=0.1, atol=0.1)

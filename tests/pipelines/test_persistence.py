@@ -5,6 +5,7 @@ import copy
 import diffusers
 import pytest
 import torch
+from lanes import cases
 from models import draw, draw_flux, flux_prompt, tiny_dit, tiny_flux, tiny_flux_pipeline
 
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
@@ -17,9 +18,11 @@ def _config(granularity="module"):
     return FoCaCacheConfig(cache_interval=4, granularity=granularity)
 
 
+@pytest.mark.supports("deepcopy")
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize(("build", "run"), [(tiny_dit, draw), (tiny_flux, draw_flux)])
-def test_a_deep_copy_caches_with_weights_and_histories_of_its_own(build, run, granularity):
+@cases("dit", "flux", "wan")
+def test_a_deep_copy_caches_with_weights_and_histories_of_its_own(case, granularity):
+    build, run = case.model, case.draw
     model = apply_foca_cache(build(), _config(granularity))
     cached = run(model)
     held = foca_cache_stats(model)
@@ -85,6 +88,7 @@ def _generate(pipeline, seed=0, **options):
     ).images
 
 
+@pytest.mark.supports("save_pretrained")
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_save_pretrained_writes_what_it_would_without_a_cache(tmp_path, granularity):
     pipeline = tiny_flux_pipeline()
@@ -102,6 +106,7 @@ def test_save_pretrained_writes_what_it_would_without_a_cache(tmp_path, granular
     assert torch.equal(_generate(loaded), cached)
 
 
+@pytest.mark.supports("to dtype")
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_cast_between_generations(granularity):
     """`to(dtype)` keeps the hooks; nothing of the old dtype's histories is left."""
@@ -116,16 +121,23 @@ def test_cast_between_generations(granularity):
     assert not torch.equal(_generate(pipeline), first)  # the weights were rounded
 
 
-def test_moved_to_another_device_and_back():
+@pytest.mark.supports("to device")
+@cases("dit", "flux", "wan")
+def test_moved_to_another_device_and_back(case):
     """The only other device here is `meta`, on which weights are lost: they are loaded again."""
-    model = apply_foca_cache(tiny_dit(), _config())
-    expected = draw(model)
-    model.to_empty(device="meta")
+    model = apply_foca_cache(case.model(), _config())
+    expected, source = case.draw(model), case.model()
+    model.to(device="meta")
+    assert {p.device.type for p in model.parameters()} == {"meta"}
     model.to_empty(device="cpu")
-    model.load_state_dict(tiny_dit().state_dict())
-    model.pos_embed.load_state_dict(tiny_dit().pos_embed.state_dict())
-    model.pos_embed.pos_embed = tiny_dit().pos_embed.pos_embed
-    assert torch.equal(draw(model), expected)
+    with torch.no_grad():
+        for mine, theirs in zip(
+            [*model.parameters(), *model.buffers()],
+            [*source.parameters(), *source.buffers()],
+            strict=True,
+        ):
+            mine.copy_(theirs)
+    assert torch.equal(case.draw(model), expected)
 
 
 def test_loading_other_weights_into_a_cached_model():

@@ -58,7 +58,22 @@ def _run(pipeline, steps=STEPS, seed=0):
     return _latents(pipeline, run)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+SHOWN = {
+    "DDPMScheduler": "DDPM",
+    "EulerAncestralDiscreteScheduler": "Euler ancestral",
+    "HeunDiscreteScheduler": "Heun",
+    "KDPM2DiscreteScheduler": "number of steps",
+    "PNDMScheduler": "number of steps",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.supports(SHOWN[name])] if name in SHOWN else [])
+        for name in SCHEDULERS
+    ],
+)
 def test_a_scheduler_of_diffusers(name):
     pipeline, literal = _pipeline(name), _pipeline(name)
     reference = Lanes(literal.transformer, DIT, SCHEDULERS[name])
@@ -135,6 +150,7 @@ def _heun_pipeline():
     return pipeline
 
 
+@pytest.mark.supports("Heun")
 @pytest.mark.parametrize("branches", [("cond",), ("cond", "uncond")], ids=["one", "two"])
 def test_heun_of_flow_matching(branches):
     """Its repeated timesteps look like guidance, and with guidance there are four calls at each."""

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import diffusers
 import pytest
 import torch
-from lanes import FLUX, PAPER, Lanes, assert_close
+from lanes import FLUX, PAPER, Lanes, assert_close, cases
 from models import draw, draw_flux, flux_prompt, tiny_dit, tiny_flux, tiny_flux_pipeline
 from test_persistence import _generate
 
@@ -45,6 +45,7 @@ def _img2img(pipeline, seed=0, strength=0.8):
     ).images
 
 
+@pytest.mark.supports("two pipelines")
 def test_two_pipelines_share_a_transformer():
     """One cache serves both, in any order, each generation as from a fresh cache."""
     first = tiny_flux_pipeline()
@@ -67,6 +68,7 @@ def test_two_pipelines_share_a_transformer():
         apply_foca_cache(second, CONFIG)
 
 
+@pytest.mark.supports("strength")
 @pytest.mark.parametrize("strengths", [(0.8, 0.5, 1.0), (0.5, 0.5)])
 def test_strength_changes_between_generations(strengths):
     """img2img begins part-way: the first steps it does run are its warm-up."""
@@ -81,9 +83,11 @@ def test_strength_changes_between_generations(strengths):
     assert foca_cache_stats(pipeline)["collapsed_skips"] == reference.skipped
 
 
-def test_requests_in_turn_each_with_two_branches():
-    """Call by call, on one FLUX, with `cache_scope`: equal to two runs of their own."""
-    model = apply_foca_cache(tiny_flux(), CONFIG)
+@pytest.mark.supports("interleaved", "two threads")
+@cases()
+def test_requests_in_turn_each_with_two_branches(case):
+    """Call by call, on one model, with `cache_scope`: equal to two runs of their own."""
+    model = apply_foca_cache(case.model(), CONFIG)
     states = [CacheState(CONFIG) for _ in range(2)]
     turn = threading.Barrier(2)
 
@@ -101,41 +105,44 @@ def test_requests_in_turn_each_with_two_branches():
 
     with ThreadPoolExecutor(2) as pool:
         runs = [
-            pool.submit(draw_flux, Scoped(state), seed=seed, branches=2)
+            pool.submit(case.draw, Scoped(state), seed=seed, branches=2, dtype=torch.float32)
             for seed, state in enumerate(states)
         ]
         actual = [run.result() for run in runs]
     for seed, (state, image) in enumerate(zip(states, actual, strict=True)):
-        fresh = apply_foca_cache(tiny_flux(), CONFIG)
-        assert torch.equal(image, draw_flux(fresh, seed=seed, branches=2))
+        fresh = apply_foca_cache(case.model(), CONFIG)
+        assert torch.equal(image, case.draw(fresh, seed=seed, branches=2))
         assert foca_cache_stats(model, state)["skipped_steps"] == 2 * 7
 
 
+@pytest.mark.supports("two threads")
 @pytest.mark.parametrize("same_noise", [False, True])
 @pytest.mark.parametrize("granularity", ["module", "stack", "output"])
-def test_two_threads_without_a_scope(granularity, same_noise):
+@cases()
+def test_two_threads_without_a_scope(case, granularity, same_noise):
     """Every thread has a state of its own, even where noise and timesteps are alike."""
     config = FoCaCacheConfig(cache_interval=4, granularity=granularity)
-    model, step = apply_foca_cache(tiny_flux(), config), threading.Barrier(2)
+    model, step = apply_foca_cache(case.model(), config), threading.Barrier(2)
     handle = model.register_forward_pre_hook(lambda *_: (step.wait(timeout=10), None)[1])
     seeds = (0, 0) if same_noise else (0, 1)
     with ThreadPoolExecutor(2) as pool:
         runs = [
-            pool.submit(draw_flux, model, seed=seed, branches=branches, steps=12 // branches)
+            pool.submit(case.draw, model, seed=seed, branches=branches, steps=12 // branches)
             for seed, branches in zip(seeds, (1, 2), strict=True)
         ]
         actual = [run.result() for run in runs]
         assert foca_cache_stats(model)["nbytes"] > 0
     handle.remove()
     for image, seed, branches in zip(actual, seeds, (1, 2), strict=True):
-        fresh = apply_foca_cache(tiny_flux(), config)
+        fresh = apply_foca_cache(case.model(), config)
         assert torch.equal(
-            image, draw_flux(fresh, seed=seed, branches=branches, steps=12 // branches)
+            image, case.draw(fresh, seed=seed, branches=branches, steps=12 // branches)
         )
     assert foca_cache_stats(model)["skipped_steps"] == 7 + 2 * 3
     assert foca_cache_stats(model)["restarts"] == {}
 
 
+@pytest.mark.supports("two threads")
 def test_two_threads_with_named_branches():
     """diffusers keeps the name that `cache_context` sets on the model: ours is the thread's own."""
     model, step = apply_foca_cache(tiny_flux(), CONFIG), threading.Barrier(2)
