@@ -25,8 +25,7 @@ PACED_MARGIN = 0.02
 """The margin at which features move at the most even pace in log-SNR.
 
 With the small one the first gap of a flow counts as three or four units in which the features move
-as far as elsewhere in one. On the shipped model, over shift 1 and 3 and 20 to 100 steps, the spread
-of log speed is 0.37 at 0.001, 0.26 at 0.005, 0.20 at 0.02 and 0.28 at 0.05 (`benchmarks/pace.py`).
+as far as elsewhere in one. `benchmarks/pace.py` measures how evenly they move, by margin.
 """
 
 
