@@ -1,5 +1,7 @@
 """The cache in a real DiTTransformer2DModel: what is computed, removed, counted."""
 
+import dataclasses
+
 import pytest
 import torch
 from models import call_dit, draw, tiny_dit, tiny_dit_pipeline
@@ -138,11 +140,11 @@ def test_half_precision_models_and_histories(dtype, granularity):
     model = tiny_dit().to(dtype)
     x = torch.randn(2, 4, 8, 8, dtype=dtype)
     timesteps = [1000.0 - 50 * i for i in range(8)]
-    exact = apply_foca_cache(tiny_dit(), FoCaCacheConfig(granularity=granularity))
+    config = FoCaCacheConfig(granularity=granularity, cache_interval=3)
+    exact = apply_foca_cache(tiny_dit(), config)
     expected = call_dit(exact, timesteps, x.float())
     for history_dtype in (None, torch.float32):
-        config = FoCaCacheConfig(granularity=granularity, history_dtype=history_dtype)
-        apply_foca_cache(model, config)
+        apply_foca_cache(model, dataclasses.replace(config, history_dtype=history_dtype))
         outputs = call_dit(model, timesteps, x)
         remove_foca_cache(model)
         for ours, theirs in zip(outputs, expected, strict=True):
