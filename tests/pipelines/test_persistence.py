@@ -106,7 +106,7 @@ def test_save_pretrained_writes_what_it_would_without_a_cache(tmp_path, granular
     assert torch.equal(_generate(loaded), cached)
 
 
-@pytest.mark.supports("to dtype")
+@pytest.mark.supports("to dtype", "dtype")
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_cast_between_generations(granularity):
     """`to(dtype)` keeps the hooks; nothing of the old dtype's histories is left."""
