@@ -56,7 +56,7 @@ demo: $(VENV)/built
 	$(BIN)/foca-dit demo --out demo.png
 
 test: $(VENV)/built-for-tests test-cpp
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90 --support-matrix check
 
 # The torch-free part, as a C++ engine builds it.
 test-cpp: $(VENV)/installed
