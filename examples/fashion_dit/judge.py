@@ -1,6 +1,6 @@
 """Judges the trained model: are its garments recognised as what they should be?
 
-    python examples/fashion_dit/judge.py
+    python examples/fashion_dit/judge.py          # --model examples/fashion_dit/weights-noise
 
 samples 500 garments, 50 of each class, and lets the classifier name them.
 """
@@ -19,10 +19,16 @@ from foca_dit.cli.demo import load
 HERE = Path(__file__).parent
 
 
-def judge(folder: Path, images: int, steps: int, guidance_scale: float, seed: int) -> dict:
+def judge(
+    folder: Path,
+    classifier: Classifier,
+    images: int,
+    steps: int,
+    guidance_scale: float,
+    seed: int,
+) -> dict:
     """Samples `images` garments, classes in turn, and returns the share recognised, per class."""
     model, scheduler = load(folder)
-    classifier = Classifier.from_folder(folder / "classifier")
     labels = torch.arange(images) % len(CLASSES)
     noise = torch.randn(images, 1, 28, 28, generator=torch.Generator().manual_seed(seed))
     hits = []
@@ -46,6 +52,7 @@ def judge(folder: Path, images: int, steps: int, guidance_scale: float, seed: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=HERE / "weights")
+    parser.add_argument("--classifier", type=Path, default=HERE / "weights/classifier")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance-scale", type=float, default=1.5)
@@ -53,7 +60,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     args = parser.parse_args()
     with torch.inference_mode():
-        result = judge(args.model, args.images, args.steps, args.guidance_scale, args.seed)
+        classifier = Classifier.from_folder(args.classifier)
+        result = judge(
+            args.model, classifier, args.images, args.steps, args.guidance_scale, args.seed
+        )
     print(json.dumps(result, indent=2))
     if args.out:
         args.out.write_text(json.dumps(result, indent=2) + "\n")

@@ -8,16 +8,19 @@ the weights. Noise levels are shifted towards noise (shift 3), as frames that ar
 Stop it at any time; the same command goes on from the last checkpoint.
 """
 
+import json
+
 import torch
 from data import CLASSES, NULL_CLASS, load_fashion_mnist
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
-from moving import moving_clips
+from moving import FRAME_SIZE, FRAMES, moving_clips
 from safetensors.torch import save_file
 from training import arguments, drop_labels, flow_matching_loss, train
 
+from foca_dit.evaluation.trained import SAMPLING, TOKENS
+
 TOKEN_SIZE = 32
 SHIFT = 3.0
-CLASS_TOKENS = "class_tokens.safetensors"
 
 
 def build_model(blocks: int = 6, heads: int = 2, head_dim: int = 64) -> WanTransformer3DModel:
@@ -72,7 +75,9 @@ def main() -> None:
         shipped = build_model()
         shipped.load_state_dict(weights)
         shipped.half().save_pretrained(args.out / "transformer", safe_serialization=True)
-        save_file({"tokens": tokens}, args.out / CLASS_TOKENS)
+        save_file({"tokens": tokens}, args.out / TOKENS)
+        shape = {"shape": [1, FRAMES, FRAME_SIZE, FRAME_SIZE]}
+        (args.out / SAMPLING).write_text(json.dumps(shape) + "\n")
         FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(args.out / "scheduler")
 
     train(build_model().train(), loss_of, export, args)
