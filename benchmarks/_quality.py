@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -12,32 +13,47 @@ from _measure import RESULTS, markdown
 PAGE = Path(__file__).parents[1] / "docs/quality.md"
 MARKERS = re.compile(r"(<!-- measured:begin -->\n).*?(<!-- measured:end -->)", re.DOTALL)
 
+# What was drawn, by the file that holds it.
+FILES = {
+    "quality-adaptive.json": "Shift {shift:g}",
+    "quality-adaptive-noise.json": "Noise prediction with DDIM, guidance 1.5",
+    "quality-adaptive-video.json": "Video, shift {shift:g}",
+}
+
 Rows = list[dict[str, Any]]
 
 
+def read() -> Rows:
+    """All rows, each with the `file` that it is from."""
+    return [
+        {**row, "file": file} for file in FILES for row in json.loads((RESULTS / file).read_text())
+    ]
+
+
 def write_tables() -> None:
-    """Puts the tables of results/quality-adaptive.json between the page's markers."""
-    rows: Rows = json.loads((RESULTS / "quality-adaptive.json").read_text())
-    text = MARKERS.sub(rf"\g<1>{tables(rows)}\g<2>", PAGE.read_text())
+    """Puts the tables of the files between the page's markers."""
+    text = MARKERS.sub(rf"\g<1>{tables(read())}\g<2>", PAGE.read_text())
     PAGE.write_text(text)
     print(f"written: {PAGE}")
 
 
 def tables(rows: Rows) -> str:
-    """One table per shift, number of steps and number of images; then the tolerances."""
-    settings = sorted({(r["images"], r["shift"], r["steps"]) for r in rows}, key=_order)
+    """One table per thing drawn, number of steps and number of samples; then the tolerances."""
     parts = []
-    for images, shift, steps in settings:
-        chosen = [
-            r for r in rows if (r["images"], r["shift"], r["steps"]) == (images, shift, steps)
-        ]
-        parts.append(f"**Shift {shift:g}, {steps} steps, {images} images**\n\n{setting(chosen)}\n")
+    for _, group in itertools.groupby(sorted(rows, key=_order), key=_order):
+        chosen = list(group)
+        title = f"{_drawn(chosen[0])}, {chosen[0]['images']} samples"
+        parts.append(f"**{title}**\n\n{setting(chosen)}\n")
     return "\n".join([*parts, "**By tolerance** (full steps: dB)\n", by_tolerance(rows), ""])
 
 
-def _order(setting: tuple[int, float, int]) -> tuple[Any, ...]:
-    images, shift, steps = setting
-    return abs(steps - 50), shift, -images
+def _order(row: dict[str, Any]) -> tuple[Any, ...]:
+    file = list(FILES).index(row["file"])
+    return file, abs(row["steps"] - 50), row["shift"] or 0.0, -row["images"]
+
+
+def _drawn(row: dict[str, Any]) -> str:
+    return f"{FILES[row['file']].format(shift=row['shift'])}, {row['steps']} steps"
 
 
 def setting(rows: Rows) -> str:
@@ -46,7 +62,7 @@ def setting(rows: Rows) -> str:
     budgets = sorted({r["full_steps"] for r in adaptive}, reverse=True)
     lines: dict[str, dict[int, str]] = {}
     for row in adaptive:
-        name = f"**adaptive, {row['granularity']}**"
+        name = f"**adaptive, {row['granularity']}**{_in_time(row)}"
         lines.setdefault(name, {})[row["full_steps"]] = f"{row['psnr']:.1f}"
     uniform = [r for r in rows if r.get("schedule") == "uniform"]
     for budget in budgets:
@@ -73,10 +89,17 @@ def by_tolerance(rows: Rows) -> str:
     tolerances = sorted({r["tol"] for r in chosen})
     lines: dict[str, dict[float, str]] = {}
     for row in chosen:
-        name = f"shift {row['shift']:g}, {row['steps']} steps"
-        lines.setdefault(name, {})[row["tol"]] = f"{row['full_steps']}: {row['psnr']:.1f}"
+        lines.setdefault(_drawn(row) + _in_time(row), {})[row["tol"]] = (
+            f"{row['full_steps']}: {row['psnr']:.1f}"
+        )
     body = [[name, *(values.get(t, "") for t in tolerances)] for name, values in lines.items()]
     return markdown(["tol", *(f"{t:g}" for t in tolerances)], body)
+
+
+def _in_time(row: dict[str, Any]) -> str:
+    """Named where it is not the default's."""
+    default = "step" if row.get("file", "").endswith("-noise.json") else "log_snr"  # `times.Auto`
+    return "" if row["time"] == default else f", time={row['time']}"
 
 
 def _psnr(row: dict[str, Any]) -> float:
