@@ -249,6 +249,23 @@ GENERIC = {
         1000,
         ("output",),
     ),
+    "ZImageTransformer2DModel": (
+        {
+            "in_channels": 4,
+            "dim": 32,
+            "n_layers": 3,
+            "n_refiner_layers": 1,
+            "n_heads": 2,
+            "n_kv_heads": 2,
+            "cap_feat_dim": 16,
+            "axes_dims": [4, 6, 6],
+            "axes_lens": [128, 32, 32],
+        },
+        # Captions of two lengths: the shorter one is padded in the stream.
+        {"x": list(randn(2, 4, 1, 8, 8)), "cap_feats": [randn(5, 16), randn(40, 16)]},
+        1,
+        STACK,
+    ),
 }
 
 

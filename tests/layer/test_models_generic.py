@@ -25,10 +25,13 @@ NEAR = [0.8 - 1e-5 * i for i in range(6)]
 
 @torch.no_grad()
 def _outputs(model, call, unit, times):
+    name = find_spec(model).timestep
+
     def one(t):
         timestep = unit(t) if callable(unit) else torch.tensor([unit * t])
-        output = model(timestep=timestep, return_dict=False, **call)
-        return output if isinstance(output, torch.Tensor) else output[0]
+        output = model(**{name: timestep}, return_dict=False, **call)
+        output = output if isinstance(output, torch.Tensor) else output[0]
+        return torch.stack(output) if isinstance(output, list) else output
 
     return [one(t) for t in times]
 
@@ -104,6 +107,10 @@ def test_the_presets_module_granularity_gives_way_to_stack(name):
             "ChromaTransformer2DModel",
             {"controlnet_block_samples": [torch.full((1, 16, 32), 0.1) for _ in range(2)]},
         ),
+        (
+            "ZImageTransformer2DModel",
+            {"controlnet_block_samples": {0: torch.full((1, 1, 32), 0.1)}},
+        ),
     ],
 )
 def test_controlnet_residuals_run_uncached_and_say_so(name, extra):
@@ -120,7 +127,7 @@ def test_controlnet_residuals_run_uncached_and_say_so(name, extra):
 
 def test_a_model_that_is_not_called_with_latent_and_time_is_refused():
     with torch.device("meta"):
-        model = diffusers.ZImageTransformer2DModel(n_layers=1, n_refiner_layers=1)
+        model = diffusers.Cosmos3OmniTransformer(num_hidden_layers=1)
     with pytest.raises(TypeError, match="a transformer of diffusers or a class given to"):
         apply_foca_cache(model)
 
@@ -156,8 +163,8 @@ STANDS_FOR = {
     "MotifVideoSingleTransformerBlock": "MotifVideoTransformer3DModel",
     "QwenImageTransformerBlock": "QwenImageTransformer2DModel",
     "WanTransformerBlock": "WanTransformer3DModel",
-    # Not served: called with lists of tensors, or without a latent and a time.
-    "ZImageTransformerBlock": None,
+    "ZImageTransformerBlock": "ZImageTransformer2DModel",
+    # Not served: called without a latent and a time.
     "Cosmos3VLTextMoTDecoderLayer": None,
 }
 
@@ -173,7 +180,7 @@ def test_every_registered_block_class_is_accounted_for():
 
 # `timestep / 1000` and alike, as pipelines write it where they call their transformer.
 DIVIDES = re.compile(
-    r"\b(t|timestep|current_timestep)(\.float\(\)|\])? / "
+    r"\b(t|timestep|current_timestep)(\.float\(\)|\]|\))? / "
     r"(1000|self\.scheduler\.config\.num_train_timesteps)\b"
 )
 # There the quotient is compared with, or drawn noise by, and not passed on.
@@ -185,7 +192,9 @@ OTHERWISE = {
     "StableAudioDiTModel",
 }
 # A time that runs from noise at 0 to the data, and schedulers whose timesteps do.
-REVERSES = re.compile(r"\b1 - (t|current_timestep) / |invert_sigmas=True|reversed timesteps")
+REVERSES = re.compile(
+    r"\b1 - (t|current_timestep) / |\(1000 - timestep\)|invert_sigmas=True|reversed timesteps"
+)
 
 
 def _transformers(pattern):
@@ -217,6 +226,6 @@ def test_timesteps_have_the_unit_that_the_pipelines_call_with():
 def test_times_run_as_the_pipelines_run_them():
     """Upwards where 0 is noise: taken the other way round, that is an inversion."""
     up, down = _transformers(REVERSES)
-    assert len(up) == 4
+    assert len(up) == 5
     for name in up | (down & {*SPECS, *STACKS}):
         assert _spec_of(name).time_runs_up == (name in up), name

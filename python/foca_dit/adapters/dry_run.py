@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from foca_dit.adapters.block_hooks import Mode
 from foca_dit.adapters.hooks import ModelHook, find_hook
 from foca_dit.adapters.install import install, uninstall
-from foca_dit.adapters.spec import ModelSpec
+from foca_dit.adapters.spec import ModelSpec, as_batch
 from foca_dit.clock import NoiseLevels
 from foca_dit.config import FoCaCacheConfig
 from foca_dit.history import FeatureHistories
@@ -163,7 +163,7 @@ def account(
             run(0, "full")
             run(1, "skip")
         by_pattern = {due: flops(1, "modules", due) for due in set(mixed)}
-        sample = arguments.get(spec.sample)
+        sample = as_batch(arguments.get(spec.sample))
         watched = min(sample.numel(), FINGERPRINT_SIZE) if isinstance(sample, torch.Tensor) else 0
         return Account(
             granularity,

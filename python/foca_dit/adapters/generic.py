@@ -36,10 +36,16 @@ STACKS: dict[str, tuple[BlockGroup, ...]] = {
     "SanaTransformer2DModel": (_list("transformer_blocks"),),
     "SkyReelsV2Transformer3DModel": (_list("blocks"),),
     "StableAudioDiTModel": (_list("transformer_blocks"),),
+    # Image and caption tokens of all samples, padded to one tensor; its refiners run at every step.
+    "ZImageTransformer2DModel": (BlockGroup("layers", "x", ("x",)),),
 }
+
+# What diffusers calls latent and time in a transformer's `forward`.
+_CALLED = (("hidden_states", "timestep"), ("x", "t"))
 
 # Classes whose pipelines call them with a time between 0 and 1.
 UNIT_TIME = (
+    "BriaFibo2Transformer2DModel",
     "ChromaTransformer2DModel",
     "CosmosTransformer3DModel",  # Cosmos 1 with log(sigma) / 4, which its scheduler tells
     "Krea2Transformer2DModel",
@@ -51,6 +57,7 @@ UNIT_TIME = (
     "PRXTransformer2DModel",
     "QwenImage21Transformer2DModel",
     "StableAudioDiTModel",  # atan(sigma) 2 / pi, near sigma / (1 + sigma)
+    "ZImageTransformer2DModel",
 )
 
 # Classes that are called with 1 - sigma, or with the timesteps of a scheduler with inverted sigmas.
@@ -60,6 +67,7 @@ TIME_RUNS_UP = (
     "LuminaNextDiT2DModel",
     "MochiTransformer3DModel",
     "OmniGenTransformer2DModel",
+    "ZImageTransformer2DModel",
 )
 
 # Registered blocks, but what runs is not one chain of them on one stream.
@@ -73,8 +81,10 @@ def generic_spec(model: torch.nn.Module) -> ModelSpec | None:
     """The table of a model of diffusers, or None if it is not called with a latent and a time."""
     cls = type(model)
     parameters = inspect.signature(cls.forward).parameters
-    if not {"hidden_states", "timestep"} <= set(parameters):
+    called = [names for names in _CALLED if set(names) <= set(parameters)]
+    if not called:
         return None
+    sample, timestep = called[0]
     names = [base.__name__ for base in cls.__mro__]
     groups: tuple[BlockGroup, ...] = ()
     if known := [STACKS[name] for name in names if name in STACKS]:
@@ -84,6 +94,8 @@ def generic_spec(model: torch.nn.Module) -> ModelSpec | None:
     return ModelSpec(
         groups=groups,
         class_name=cls.__name__,
+        sample=sample,
+        timestep=timestep,
         timestep_scale=1.0 if any(name in UNIT_TIME for name in names) else 1000.0,
         time_runs_up=any(name in TIME_RUNS_UP for name in names),
         must_be_none=tuple(

@@ -21,7 +21,7 @@ from foca_dit.adapters.block_hooks import Call, Mode
 from foca_dit.adapters.layout import Layout, Located
 from foca_dit.adapters.output import OutputShape
 from foca_dit.adapters.registry import Hook
-from foca_dit.adapters.spec import ModelSpec
+from foca_dit.adapters.spec import ModelSpec, as_batch, is_list_of_tensors
 from foca_dit.history import FeatureHistories
 from foca_dit.state import CacheState
 from foca_dit.stats import CacheStats
@@ -105,13 +105,14 @@ class ModelHook(Hook):
         if self._signature is None:
             self._signature = inspect.signature(type(module).forward)
         bound = self._signature.bind_partial(module, *args, **kwargs).arguments
-        if (reason := self._why_not(bound)) is not None:
+        sample = as_batch(bound.get(self.spec.sample))
+        if (reason := self._why_not(bound, sample)) is not None:
             state.stats.bypasses[reason] += 1
             state.forget(self._branch_name())  # it misses this step, so it cannot count on
             self._warn(reason)
             return run(*args, **kwargs)
         timestep = _scalar(bound[self.spec.timestep])
-        branch = state.enter(timestep, bound[self.spec.sample], self._branch_name())
+        branch = state.enter(timestep, sample, self._branch_name())
         histories = branch.histories
         due = sum(histories.due(feature) for feature in range(self.features))
         mode, kind = self._mode(due, state)
@@ -168,13 +169,15 @@ class ModelHook(Hook):
             return output
         return self._output.rebuild(histories.forecast(0), self.call.arguments)
 
-    def _why_not(self, bound: dict[str, Any]) -> str | None:
+    def _why_not(self, bound: dict[str, Any], sample: Any) -> str | None:
         """Why this call cannot be cached, or None if it can."""
         if not _one_timestep(bound.get(self.spec.timestep)):
             return "the call does not pass one timestep for the whole batch"
-        sample = bound.get(self.spec.sample)
+        if is_list_of_tensors(sample):
+            return f"the samples in the list '{self.spec.sample}' differ in shape, dtype or device"
         if not isinstance(sample, torch.Tensor):
-            return f"the call does not pass a tensor as '{self.spec.sample}'"
+            what = "a tensor, or a list of tensors," if isinstance(sample, list) else "a tensor"
+            return f"the call does not pass {what} as '{self.spec.sample}'"
         if torch.is_grad_enabled() and sample.requires_grad:
             return "the sample requires a gradient"
         if torch.is_grad_enabled() and any(p.requires_grad for p in self._root.parameters()):

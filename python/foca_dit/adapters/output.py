@@ -8,20 +8,24 @@ from typing import Any
 
 import torch
 
-from foca_dit.adapters.spec import Arguments
+from foca_dit.adapters.spec import Arguments, as_batch
 
 
 class OutputShape:
-    """Remembers how a model wraps its one tensor: bare, in a tuple, or in an output class."""
+    """Remembers how a model wraps its one tensor: bare, in a tuple, or in an output class.
+
+    A list of one tensor per sample in the place of the tensor counts as the batch that it is.
+    """
 
     def __init__(self) -> None:
         self._wraps: dict[bool, Any] = {}  # by `return_dict`
+        self._is_listed = False
 
     def note(self, output: Any, arguments: Arguments) -> torch.Tensor:
         """The one tensor in the output of a call with these arguments.
 
         Raises:
-            TypeError: the model returns more than one, or none.
+            TypeError: the model returns more than one, or none, or a list of several shapes.
         """
         cls = type(output)  # not the output itself: the wraps outlive it
         values: list[Any]
@@ -35,6 +39,8 @@ class OutputShape:
             names = [f.name for f in _fields(output) if getattr(output, f.name) is not None]
             values = [getattr(output, name) for name in names]
             wrap = lambda value: cls(**{names[0]: value})  # noqa: E731
+        if len(values) == 1 and isinstance(values[0], list):
+            self._is_listed, values = True, [as_batch(values[0])]
         if len(values) != 1 or not isinstance(values[0], torch.Tensor):
             got = ", ".join(type(value).__name__ for value in values)
             raise TypeError(
@@ -46,14 +52,15 @@ class OutputShape:
 
     def rebuild(self, value: torch.Tensor, arguments: Arguments) -> Any:
         """A forecast as the model would return it, if called with these arguments."""
+        sample: Any = list(value.unbind()) if self._is_listed else value
         as_class = arguments.get("return_dict", True)
         if as_class in self._wraps:
-            return self._wraps[as_class](value)
+            return self._wraps[as_class](sample)
         if not as_class:
-            return (value,)
+            return (sample,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-        return Transformer2DModelOutput(sample=value)
+        return Transformer2DModelOutput(sample=sample)
 
 
 def _bare(value: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,20 @@ def part(value: torch.Tensor, tokens: Tokens, count: int) -> torch.Tensor:
     return value[:, :count] if tokens == "first" else value[:, value.shape[1] - count :]
 
 
+def as_batch(sample: Any) -> Any:
+    """A list of samples of one shape, dtype and device as one tensor; anything else as it is."""
+    if not is_list_of_tensors(sample):
+        return sample
+    kinds = {(one.shape, one.dtype, one.device) for one in sample}
+    return torch.stack(list(sample)) if len(kinds) == 1 else sample
+
+
+def is_list_of_tensors(value: Any) -> bool:
+    """Whether it is a list (or tuple) of one tensor per sample."""
+    is_list = isinstance(value, (list, tuple)) and len(value) > 0
+    return is_list and all(isinstance(one, torch.Tensor) for one in value)
+
+
 @dataclass(frozen=True)
 class Feature:
     """One cached module output of a block, and which chunk of the modulation is its gate.
@@ -128,7 +142,8 @@ class ModelSpec:
         groups: its blocks, in the order in which they run; nothing but they may change the stream
             between the first and the last.
         class_name: name of the class (a subclass is found through its bases).
-        sample: argument of `forward` that carries the latent.
+        sample: argument of `forward` that carries the latent: a tensor, or a list of samples of one
+            shape.
         timestep: argument of `forward` that carries the timestep.
         timestep_scale: what one unit of sigma is in that timestep (flow-matching models).
         time_runs_up: whether timestep 0 is pure noise, so that sigma is 1 - timestep / scale.
