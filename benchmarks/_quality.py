@@ -98,8 +98,7 @@ def by_tolerance(rows: Rows) -> str:
 
 def _in_time(row: dict[str, Any]) -> str:
     """Named where it is not the default's."""
-    default = "step" if row.get("file", "").endswith("-noise.json") else "log_snr"  # `times.Auto`
-    return "" if row["time"] == default else f", time={row['time']}"
+    return "" if row["time"] == "log_snr" else f", time={row['time']}"
 
 
 def _psnr(row: dict[str, Any]) -> float:
