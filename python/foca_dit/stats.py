@@ -15,7 +15,7 @@ UNSEEN = "the timestep moved against the direction of the loop"
 class CacheStats:
     """What has happened since the cache was applied, or the state made; `reset` keeps it.
 
-    Counting is not atomic: every thread has a `CacheStats` of its own, and `total` adds them up.
+    Counting is not atomic: every thread has a `CacheStats` of its own, and `add` sums them.
 
     Attributes:
         full_steps: calls in which every feature was computed.
