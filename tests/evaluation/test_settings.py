@@ -9,7 +9,6 @@ import torch
 
 from foca_dit.analysis.metrics import frame_psnr, psnr, temporal_psnr
 from foca_dit.analysis.sampling import conditions
-from foca_dit.evaluation.online import teacache
 from foca_dit.evaluation.own import SOLVERS, adaptive
 from foca_dit.evaluation.placed import meancache
 from foca_dit.evaluation.rival import Rival
@@ -109,8 +108,9 @@ def test_solvers_take_the_form_that_the_model_needs(rival):
 def test_rivals_that_cannot_are_absent(noise_model, video_model):
     with pytest.raises(Absent, match="flow matching"):
         meancache(noise_model.setting(steps=8, images=2), 4)
-    with pytest.raises(Absent, match="WanTransformer3DModel"):
-        teacache(video_model.setting(steps=8, images=2), 4)
+    for name in ("TeaCache", "L2C-style mask", "SmoothCache", "LeMiCa", "cache-dit FoCa"):
+        with pytest.raises(Absent, match="WanTransformer3DModel"):
+            row(name).run(video_model.setting(steps=8, images=2), 5)
 
 
 def test_only_a_flow_model_has_a_shift(noise_model, video_model):

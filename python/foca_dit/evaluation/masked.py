@@ -117,10 +117,10 @@ def l2c(setting: Setting, budget: int) -> Outcome:
         grams = record_grams(setting.model, "module", [setting.calibration().draw])
         return grams.grams
 
+    features = len(setting.blocks) * len(KINDS)  # Absent where several modules share one feature
     if budget < (setting.steps + 1) // 2:
         raise Absent("computes every second step in full, at least half of them")
     grams = setting.remember("grams", make)
-    features = grams.shape[0]
     choices = [
         (mask.mean() * setting.steps, (share, mask))
         for share in [k / features for k in range(features + 1)]
