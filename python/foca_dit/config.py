@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scheme": schemes.FoCa(reading="rolling", feedback=0.5),
         "schedule": Adaptive(tol=0.01),
         "granularity": "stack",
-        "time": "auto",
+        "time": "log_snr",
     },
     # The recursion and the schedule as the paper writes them, on what the paper caches.
     "paper": {
@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scheme": schemes.FoCa(reading="rolling", feedback=0.5),
         "schedule": Adaptive(tol=0.04),
         "granularity": "stack",
-        "time": "auto",
+        "time": "log_snr",
     },
 }
 
@@ -72,9 +72,8 @@ class FoCaCacheConfig:
         granularity: what is cached. `"module"`: the output of every attention and feed-forward (as
             in the paper); `"stack"`: the summed change made by all blocks, one feature in all;
             `"output"`: the model's prediction.
-        time: the time variable that forecasts are made in: `"auto"` (log-SNR for flow matching,
-            the step index for DDPM-type samplers), `"step"` (index), `"sigma"`, `"log_snr"`, or a
-            function from the model's timestep to a number.
+        time: the time variable that forecasts are made in: `"step"` (index), `"sigma"`,
+            `"log_snr"`, or a function from the model's timestep to a number.
         history_dtype: storage of the history, one of bfloat16, float16, float32. None: the dtype of
             the feature itself.
         tol: the tolerance of the adaptive interval, `Adaptive(tol=tol)`: the one knob between speed

@@ -24,7 +24,7 @@ OUT_OF_ORDER = (
     UNSEEN,
     "a finished step was called again",
 )
-_BY_NOISE = ("auto", "sigma", "log_snr")  # time variables that are read off noise levels
+_BY_NOISE = ("sigma", "log_snr")  # time variables that are read off noise levels
 LEFT_OUT = "the guidance branch was left out of a step"
 OFF_SCALE = "the timestep left the range that noise levels are known for"
 UNTIMED = (

@@ -109,34 +109,10 @@ class LogSNR(TimeVariable):
         return np.log((abar + margin) / (1 - abar + margin)) / 2
 
 
-class Auto(TimeVariable):
-    """Log-SNR for flow matching, the step's number for DDPM-type samplers.
-
-    Each is where forecasts came out best on the trained models (docs/quality.md): on a DDIM
-    schedule of linear betas log-SNR stretches steps in which the features hardly move.
-
-    Args:
-        margin: that of log-SNR.
-    """
-
-    name: ClassVar[str] = "auto"
-
-    def __init__(self, margin: float = FLOW_MARGIN) -> None:
-        self._log_snr = LogSNR(margin)
-
-    def flow(self, step: ArrayLike, sigma: ArrayLike) -> NDArray[np.float64]:
-        return self._log_snr.flow(step, sigma)
-
-    def ddpm(self, step: ArrayLike, alpha_bar: ArrayLike) -> NDArray[np.float64]:
-        return np.asarray(step, dtype=np.float64)
-
-
 Time = str | TimeVariable | Callable[[float], float]
 """A time variable by name, as an object, or as a function of the model's timestep."""
 
-_TIMES: dict[str, TimeVariable] = {
-    time.name: time for time in (Auto(), StepIndex(), Sigma(), LogSNR())
-}
+_TIMES: dict[str, TimeVariable] = {time.name: time for time in (StepIndex(), Sigma(), LogSNR())}
 
 
 def names() -> tuple[str, ...]:
@@ -161,8 +137,6 @@ def paced(time: Time) -> Time:
     It is the same, but for the stretched ends of log-SNR: a forecast is the better for taking them
     as long (the slope at the start is then small), a step size controller is misled by them.
     """
-    if time == Auto.name:
-        return Auto(PACED_MARGIN)
     return LogSNR(PACED_MARGIN) if time == LogSNR.name else time
 
 

@@ -47,7 +47,7 @@ TAU = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
         (lambda: schedules.StepMask([[1, 0]]), ValueError, "StepMask: argument 'mask'"),
         (lambda: schedules.StepMask([True, False]), ValueError, "[steps, features]"),
         (lambda: schedules.StepMask([[True, False]]), ValueError, "False for feature 1"),
-        (lambda: times.get("t"), ValueError, "one of auto, step, sigma, log_snr, got 't'"),
+        (lambda: times.get("t"), ValueError, "one of step, sigma, log_snr, got 't'"),
         (lambda: times.get("sigma").flow(0, 1.5), ValueError, "'sigma': expected values from 0"),
         (lambda: times.get("log_snr").ddpm(0, [0.5, math.nan]), ValueError, "'alpha_bar'"),
     ],

@@ -131,16 +131,6 @@ def test_a_controller_measures_log_snr_with_shorter_ends():
         assert times.paced(other) is other
 
 
-def test_auto_is_log_snr_for_flow_matching_and_the_step_for_ddpm():
-    steps, levels = np.arange(4), np.array([1.0, 0.6, 0.3, 0.1])
-    for auto, log_snr in (
-        (times.get("auto"), times.get("log_snr")),
-        (times.paced("auto"), times.paced("log_snr")),
-    ):
-        np.testing.assert_array_equal(auto.flow(steps, levels), log_snr.flow(steps, levels))
-        np.testing.assert_array_equal(auto.ddpm(steps, levels[::-1]), steps)
-
-
 def test_times_by_hand():
     assert times.get("step").flow(3, 0.7) == 3
     assert times.get("sigma").flow(3, 0.7) == 0.7
