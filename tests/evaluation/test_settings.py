@@ -1,6 +1,7 @@
 """Settings that are not the flow model's: noise prediction under DDIM, and video."""
 
 import math
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import diffusers
@@ -108,7 +109,8 @@ def test_solvers_take_the_form_that_the_model_needs(rival):
 def test_rivals_that_cannot_are_absent(noise_model, video_model):
     with pytest.raises(Absent, match="flow matching"):
         meancache(noise_model.setting(steps=8, images=2), 4)
-    for name in ("TeaCache", "L2C-style mask", "SmoothCache", "LeMiCa", "cache-dit FoCa"):
+    peers = ("cache-dit FoCa",) if find_spec("cache_dit") else ()
+    for name in ("TeaCache", "L2C-style mask", "SmoothCache", "LeMiCa", *peers):
         with pytest.raises(Absent, match="WanTransformer3DModel"):
             row(name).run(video_model.setting(steps=8, images=2), 5)
 

@@ -6,95 +6,20 @@ block, so a skipped step needs no forecast of them.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from foca_dit.adapters.gates import is_unhooked
+from foca_dit.adapters import conditioning
 from foca_dit.adapters.generic import generic_spec
 from foca_dit.adapters.registry import is_of_diffusers
 from foca_dit.adapters.spec import (
-    Arguments,
     BlockGroup,
     Feature,
     LinearGates,
     ModelSpec,
-    Segment,
     SharedGates,
 )
-
-
-def _dit_common(block: torch.nn.Module, arguments: Arguments) -> Arguments:
-    """What all DiT blocks embed, each by itself: the timestep, as sinusoids without weights."""
-    timestep, dtype = arguments["timestep"], arguments["hidden_states"].dtype
-    if timestep.stride(0) == 0:
-        timestep = timestep[:1]  # one timestep, expanded to the batch: embed it once
-    common = {"timestep": timestep, "hidden_dtype": dtype}
-    if (embedding := _dit_embedding(block)) is not None:
-        common["sinusoids"] = embedding.time_proj(timestep).to(dtype)
-    return common
-
-
-def _dit_conditioning(block: torch.nn.Module, arguments: Arguments) -> torch.Tensor:
-    labels, embedding = arguments["class_labels"], _dit_embedding(block)
-    if embedding is None or "sinusoids" not in arguments:
-        whole = block.get_submodule("norm1.emb")
-        return F.silu(whole(arguments["timestep"], labels, hidden_dtype=arguments["hidden_dtype"]))
-    time = embedding.timestep_embedder(arguments["sinusoids"])
-    return F.silu(time + embedding.class_embedder(labels))
-
-
-def _dit_embedding(block: torch.nn.Module) -> Any | None:
-    """A block's embedding if it is diffusers' own, unhooked: its parts can be run one by one."""
-    embedding = block.get_submodule("norm1.emb")
-    own = type(embedding).__name__ == "CombinedTimestepLabelEmbeddings"
-    return embedding if own and is_unhooked(embedding) else None
-
-
-def _hunyuan_conditioning(block: torch.nn.Module, arguments: Arguments) -> torch.Tensor:
-    """[B, C], or [2 B, C]: the second half is for the tokens of a given first frame."""
-    parts = [arguments["temb"]]
-    if arguments.get("token_replace_emb") is not None:
-        parts.append(arguments["token_replace_emb"])
-    return F.silu(torch.cat(parts))
-
-
-def _hunyuan_segments(call: Arguments, arguments: Arguments, shape: torch.Size) -> Any:
-    if arguments.get("token_replace_emb") is None:
-        return None
-    batch = shape[0]
-    return _split(
-        [arguments["num_tokens"]] * batch, shape, first=range(batch, 2 * batch), rest=range(batch)
-    )
-
-
-def _qwen_segments(call: Arguments, arguments: Arguments, shape: torch.Size) -> Any:
-    """With `zero_cond_t` the first image of a sample is denoised, the others are given."""
-    if arguments.get("modulate_index") is None:
-        return None
-    counts = [math.prod(images[0]) for images in call["img_shapes"]]
-    batch = shape[0]
-    return _split(counts, shape, first=range(batch), rest=range(batch, 2 * batch))
-
-
-def _split(counts: list[int], shape: torch.Size, first: range, rest: range) -> list[Segment]:
-    """Two segments a sample: its first tokens take a row of `first`, the others one of `rest`."""
-    segments = []
-    for sample, count in enumerate(counts):
-        segments.append((sample, 0, count, first[sample]))
-        if count < shape[1]:
-            segments.append((sample, count, shape[1], rest[sample]))
-    return segments
-
-
-def _embedding(block: torch.nn.Module, arguments: Arguments) -> torch.Tensor:
-    """The timestep's embedding as it is: these modulations have no SiLU before them."""
-    embedding: torch.Tensor = arguments["temb"]
-    return embedding
-
 
 _JOINT = ("encoder_hidden_states", "hidden_states")
 _IP_ADAPTER = tuple(
@@ -109,7 +34,7 @@ _IMAGE_FEATURES = (
     Feature("ff", 5, "norm1.linear"),
 )
 _TABLE_FEATURES = (Feature("attn1", 2), Feature("attn2"), Feature("ff", 5))
-_HUNYUAN = LinearGates(_hunyuan_conditioning, segments=_hunyuan_segments)
+_HUNYUAN = LinearGates(conditioning.hunyuan_conditioning, segments=conditioning.hunyuan_segments)
 
 _ENTRIES = (
     ModelSpec(
@@ -117,13 +42,13 @@ _ENTRIES = (
         groups=(
             BlockGroup(
                 path="transformer_blocks",
-                hidden="hidden_states",
-                returns=("hidden_states",),
                 features=(
                     Feature("attn1", 2, "norm1.linear"),
                     Feature("ff", 5, "norm1.linear"),
                 ),
-                gates=LinearGates(_dit_conditioning, per_block=True, common=_dit_common),
+                gates=LinearGates(
+                    conditioning.dit_conditioning, per_block=True, common=conditioning.dit_common
+                ),
             ),
         ),
     ),
@@ -132,14 +57,12 @@ _ENTRIES = (
         groups=(
             BlockGroup(
                 path="transformer_blocks",
-                hidden="hidden_states",
                 returns=_JOINT,
                 features=_IMAGE_FEATURES,
                 gates=_ZERO,
             ),
             BlockGroup(
                 path="single_transformer_blocks",
-                hidden="hidden_states",
                 returns=_JOINT,
                 features=(Feature("proj_out", 2, "norm.linear", tokens="last"),),
                 gates=_ZERO,
@@ -157,14 +80,12 @@ _ENTRIES = (
         groups=(
             BlockGroup(
                 path="transformer_blocks",
-                hidden="hidden_states",
                 returns=_JOINT[::-1],
                 features=_IMAGE_FEATURES,
                 gates=_HUNYUAN,
             ),
             BlockGroup(
                 path="single_transformer_blocks",
-                hidden="hidden_states",
                 returns=_JOINT[::-1],
                 features=(Feature("proj_out", 2, "norm.linear", tokens="first"),),
                 gates=_HUNYUAN,
@@ -176,7 +97,6 @@ _ENTRIES = (
         groups=(
             BlockGroup(
                 path="transformer_blocks",
-                hidden="hidden_states",
                 returns=_JOINT[::-1],
                 features=_IMAGE_FEATURES,
                 gates=_ZERO,
@@ -188,7 +108,6 @@ _ENTRIES = (
         groups=(
             BlockGroup(
                 path="transformer_blocks",
-                hidden="hidden_states",
                 returns=_JOINT,
                 # The first blocks of SD3.5 medium have a second attention, of the image alone.
                 features=(*_IMAGE_FEATURES, Feature("attn2", 8, "norm1.linear", optional=True)),
@@ -202,13 +121,12 @@ _ENTRIES = (
         groups=(
             BlockGroup(
                 path="transformer_blocks",
-                hidden="hidden_states",
                 returns=_JOINT,
                 features=(
                     Feature("attn", 2, "img_mod.1", item=0),
                     Feature("img_mlp", 5, "img_mod.1"),
                 ),
-                gates=LinearGates("temb", segments=_qwen_segments),
+                gates=LinearGates("temb", segments=conditioning.qwen_segments),
             ),
         ),
         timestep_scale=1.0,
@@ -219,15 +137,12 @@ _ENTRIES = (
         groups=(
             BlockGroup(
                 path="transformer_blocks",
-                hidden="hidden_states",
                 returns=_JOINT,
                 features=(Feature("attn", 2, item=0), Feature("ff", 5)),
                 gates=SharedGates(module="double_stream_modulation_img"),
             ),
             BlockGroup(
                 path="single_transformer_blocks",
-                hidden="hidden_states",
-                returns=("hidden_states",),
                 features=(Feature("attn", 2, tokens="last"),),
                 gates=SharedGates(module="single_stream_modulation"),
                 tokens="last",  # the model prepends the text to the stream
@@ -243,8 +158,6 @@ _ENTRIES = (
         groups=(
             BlockGroup(
                 path="blocks",
-                hidden="hidden_states",
-                returns=("hidden_states",),
                 features=(Feature("attn1", 2), Feature("attn2"), Feature("ffn", 5)),
                 gates=SharedGates(argument="temb", table="scale_shift_table"),
             ),
@@ -255,8 +168,6 @@ _ENTRIES = (
         groups=(
             BlockGroup(
                 path="transformer_blocks",
-                hidden="hidden_states",
-                returns=("hidden_states",),
                 features=_TABLE_FEATURES,
                 gates=SharedGates(argument="temb", table="scale_shift_table"),
             ),
@@ -267,8 +178,6 @@ _ENTRIES = (
         groups=(
             BlockGroup(
                 path="transformer_blocks",
-                hidden="hidden_states",
-                returns=("hidden_states",),
                 features=_TABLE_FEATURES,
                 gates=SharedGates(argument="timestep", table="scale_shift_table"),
             ),
@@ -279,7 +188,6 @@ _ENTRIES = (
         groups=(
             BlockGroup(
                 path="transformer_blocks",
-                hidden="hidden_states",
                 returns=_JOINT[::-1],
                 # Rows of CogVideoXLayerNormZero: shift, scale, gate of the video, then of the text.
                 features=(
@@ -295,7 +203,6 @@ _ENTRIES = (
         groups=(
             BlockGroup(
                 path="transformer_blocks",
-                hidden="hidden_states",
                 returns=_JOINT[::-1],
                 # Rows: shifts, scales, gates of the attention, then of the feed-forward, each for
                 # image and text. The feed-forward runs on the image, then on the text: a step's
@@ -304,7 +211,7 @@ _ENTRIES = (
                     Feature("attn1", 4, "norm1.linear", item=0),
                     Feature("ff", 10, "norm1.linear"),
                 ),
-                gates=LinearGates(_embedding),
+                gates=LinearGates(conditioning.plain_embedding),
             ),
         ),
     ),
@@ -313,7 +220,6 @@ _ENTRIES = (
         groups=(
             BlockGroup(
                 path="transformer_blocks",
-                hidden="hidden_states",
                 returns=_JOINT[::-1],
                 features=(
                     Feature("attn1", 2, "norm1.linear", item=0),
@@ -328,15 +234,12 @@ _ENTRIES = (
         groups=(
             BlockGroup(
                 path="joint_transformer_blocks",
-                hidden="hidden_states",
                 returns=_JOINT,
                 features=(Feature("ff", 5, "norm1.linear"),),
                 gates=_ZERO,
             ),
             BlockGroup(
                 path="single_transformer_blocks",
-                hidden="hidden_states",
-                returns=("hidden_states",),
                 features=(Feature("ff", 5, "norm1.linear", tokens="last"),),
                 gates=_ZERO,
                 tokens="last",  # the model prepends the text to the stream

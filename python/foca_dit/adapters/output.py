@@ -39,8 +39,9 @@ class OutputShape:
             names = [f.name for f in _fields(output) if getattr(output, f.name) is not None]
             values = [getattr(output, name) for name in names]
             wrap = lambda value: cls(**{names[0]: value})  # noqa: E731
-        if len(values) == 1 and isinstance(values[0], list):
-            self._is_listed, values = True, [as_batch(values[0])]
+        self._is_listed = len(values) == 1 and isinstance(values[0], list)
+        if self._is_listed:
+            values = [as_batch(values[0])]
         if len(values) != 1 or not isinstance(values[0], torch.Tensor):
             got = ", ".join(type(value).__name__ for value in values)
             raise TypeError(

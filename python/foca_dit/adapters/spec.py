@@ -127,8 +127,8 @@ class BlockGroup:
     """
 
     path: str
-    hidden: str
-    returns: tuple[str, ...]
+    hidden: str = "hidden_states"
+    returns: tuple[str, ...] = ("hidden_states",)
     features: tuple[Feature, ...] = ()
     gates: LinearGates | SharedGates | None = None
     tokens: Tokens = "all"

@@ -1,0 +1,85 @@
+"""What the modulations of particular models are fed: conditionings, and segments of tokens.
+
+The functions that tables (`foca_dit.adapters.models`) name where a block's argument alone will not
+do; `LinearGates` says what each of them is given and returns.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from foca_dit.adapters.gates import is_unhooked
+from foca_dit.adapters.spec import Arguments, Segment
+
+
+def dit_common(block: torch.nn.Module, arguments: Arguments) -> Arguments:
+    """What all DiT blocks embed, each by itself: the timestep, as sinusoids without weights."""
+    timestep, dtype = arguments["timestep"], arguments["hidden_states"].dtype
+    if timestep.stride(0) == 0:
+        timestep = timestep[:1]  # one timestep, expanded to the batch: embed it once
+    common = {"timestep": timestep, "hidden_dtype": dtype}
+    if (embedding := _dit_embedding(block)) is not None:
+        common["sinusoids"] = embedding.time_proj(timestep).to(dtype)
+    return common
+
+
+def dit_conditioning(block: torch.nn.Module, arguments: Arguments) -> torch.Tensor:
+    labels, embedding = arguments["class_labels"], _dit_embedding(block)
+    if embedding is None or "sinusoids" not in arguments:
+        whole = block.get_submodule("norm1.emb")
+        return F.silu(whole(arguments["timestep"], labels, hidden_dtype=arguments["hidden_dtype"]))
+    time = embedding.timestep_embedder(arguments["sinusoids"])
+    return F.silu(time + embedding.class_embedder(labels))
+
+
+def _dit_embedding(block: torch.nn.Module) -> Any | None:
+    """A block's embedding if it is diffusers' own, unhooked: its parts can be run one by one."""
+    embedding = block.get_submodule("norm1.emb")
+    own = type(embedding).__name__ == "CombinedTimestepLabelEmbeddings"
+    return embedding if own and is_unhooked(embedding) else None
+
+
+def hunyuan_conditioning(block: torch.nn.Module, arguments: Arguments) -> torch.Tensor:
+    """[B, C], or [2 B, C]: the second half is for the tokens of a given first frame."""
+    parts = [arguments["temb"]]
+    if arguments.get("token_replace_emb") is not None:
+        parts.append(arguments["token_replace_emb"])
+    return F.silu(torch.cat(parts))
+
+
+def hunyuan_segments(call: Arguments, arguments: Arguments, shape: torch.Size) -> Any:
+    if arguments.get("token_replace_emb") is None:
+        return None
+    batch = shape[0]
+    return _split(
+        [arguments["num_tokens"]] * batch, shape, first=range(batch, 2 * batch), rest=range(batch)
+    )
+
+
+def qwen_segments(call: Arguments, arguments: Arguments, shape: torch.Size) -> Any:
+    """With `zero_cond_t` the first image of a sample is denoised, the others are given."""
+    if arguments.get("modulate_index") is None:
+        return None
+    counts = [math.prod(images[0]) for images in call["img_shapes"]]
+    batch = shape[0]
+    return _split(counts, shape, first=range(batch), rest=range(batch, 2 * batch))
+
+
+def _split(counts: list[int], shape: torch.Size, first: range, rest: range) -> list[Segment]:
+    """Two segments a sample: its first tokens take a row of `first`, the others one of `rest`."""
+    segments = []
+    for sample, count in enumerate(counts):
+        segments.append((sample, 0, count, first[sample]))
+        if count < shape[1]:
+            segments.append((sample, count, shape[1], rest[sample]))
+    return segments
+
+
+def plain_embedding(block: torch.nn.Module, arguments: Arguments) -> torch.Tensor:
+    """The timestep's embedding as it is: these modulations have no SiLU before them."""
+    embedding: torch.Tensor = arguments["temb"]
+    return embedding
