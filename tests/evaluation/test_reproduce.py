@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_text import flux_pipeline, save_clip
 
 from foca_dit.cli.main import main
-from foca_dit.evaluation import paper_metrics, paper_run
+from foca_dit.evaluation import paper_job, paper_metrics, paper_run
 from foca_dit.evaluation.paper_tables import TABLES, Run
 
 RUNNABLE = [
@@ -95,10 +95,10 @@ def test_table_1_on_a_tiny_flux(tmp_path, capsys):
     prompts = tmp_path / "prompts.csv"
     prompts.write_text('Prompts,Category\n"a cat, a hat",x\na dog,y\n')
     table = dataclasses.replace(TABLES[1], estimated_as="")  # FLUX on meta takes its time
-    job = paper_run.Job(
+    job = paper_job.Job(
         table,
         tmp_path / "out",
-        paper_run.read_prompts(prompts),
+        paper_job.read_prompts(prompts),
         clip=str(tmp_path / "clip"),
         arguments={"height": 32, "width": 32, "max_sequence_length": 16},
     )
@@ -198,10 +198,10 @@ class Video:
 def test_table_2_writes_videos_by_prompt(tmp_path):
     table = dataclasses.replace(TABLES[2], suffix=".gif", estimated_as="")
     (tmp_path / "info.json").write_text('[{"prompt_en": "a cat", "dimension": ["color"]}]')
-    job = paper_run.Job(
+    job = paper_job.Job(
         table,
         tmp_path / "out",
-        paper_run.read_prompts(tmp_path / "info.json"),
+        paper_job.read_prompts(tmp_path / "info.json"),
         samples=2,
         vbench_info=tmp_path / "info.json",
         arguments={"height": 8, "width": 8, "num_frames": 4},
@@ -239,10 +239,10 @@ def test_prompts_are_read_in_every_form(tmp_path):
         ("a.json", '["one", {"prompt": "two"}]'),
     ):
         (tmp_path / name).write_text(text)
-        assert paper_run.read_prompts(tmp_path / name) == ("one", "two")
+        assert paper_job.read_prompts(tmp_path / name) == ("one", "two")
     (tmp_path / "b.csv").write_text("text\none\n")
     with pytest.raises(ValueError, match="expected prompts"):
-        paper_run.read_prompts(tmp_path / "b.csv")
+        paper_job.read_prompts(tmp_path / "b.csv")
 
 
 def test_what_cannot_run_is_said_before_anything_is_drawn(tmp_path, capsys):
@@ -255,5 +255,5 @@ def test_what_cannot_run_is_said_before_anything_is_drawn(tmp_path, capsys):
     assert main(["reproduce", "table3", "--rows", "nonsense"]) == 2
     assert "argument --rows" in capsys.readouterr().err
     with pytest.raises(ValueError, match="argument 'limit'"):
-        paper_run.Job(TABLES[3], tmp_path, limit=0)
+        paper_job.Job(TABLES[3], tmp_path, limit=0)
     assert Run().config is None

@@ -51,7 +51,7 @@ def add_to(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generates, scores, prints."""
-    from foca_dit.evaluation import paper_run, tables
+    from foca_dit.evaluation import paper_job, paper_run, tables
     from foca_dit.evaluation.paper_metrics import CLIP
     from foca_dit.evaluation.paper_tables import SOURCE, TABLES
 
@@ -64,11 +64,11 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    job = paper_run.Job(
+    job = paper_job.Job(
         table=table,
         folder=args.out,
-        prompts=paper_run.read_prompts(args.prompts) if args.prompts else (),
-        images=paper_run.read_images(args.images) if args.images else (),
+        prompts=paper_job.read_prompts(args.prompts) if args.prompts else (),
+        images=paper_job.read_images(args.images) if args.images else (),
         samples=args.samples,
         limit=args.limit,
         batch=args.batch,
