@@ -246,52 +246,21 @@ class PlainWan(PlainTransformer):
 
 _OWN = LinearGates("temb")
 _TWO = ("encoder_hidden_states", "hidden_states")
-register_adapter(
-    PlainDiT,
-    ModelSpec(
-        groups=(
-            BlockGroup(
-                "blocks",
-                "hidden_states",
-                ("hidden_states",),
-                (Feature("attn", 2, "mod"), Feature("ff", 5, "mod")),
-                _OWN,
-            ),
-        )
+_ADALN = (Feature("attn", 2, "mod"), Feature("ff", 5, "mod"))
+_DUAL = (Feature("attn", 2, "mod", item=0), Feature("ff", 5, "mod"))
+_SINGLE = (Feature("proj_out", 2, "mod", tokens="last"),)
+_CROSS = (Feature("attn1", 2), Feature("attn2"), Feature("ffn", 5))
+_TABLE = SharedGates(argument="temb", table="scale_shift_table")
+
+for _class, _groups in (
+    (PlainDiT, (BlockGroup("blocks", features=_ADALN, gates=_OWN),)),
+    (
+        PlainFlux,
+        (
+            BlockGroup("blocks", returns=_TWO, features=_DUAL, gates=_OWN),
+            BlockGroup("single_blocks", returns=_TWO, features=_SINGLE, gates=_OWN),
+        ),
     ),
-)
-register_adapter(
-    PlainFlux,
-    ModelSpec(
-        groups=(
-            BlockGroup(
-                "blocks",
-                "hidden_states",
-                _TWO,
-                (Feature("attn", 2, "mod", item=0), Feature("ff", 5, "mod")),
-                _OWN,
-            ),
-            BlockGroup(
-                "single_blocks",
-                "hidden_states",
-                _TWO,
-                (Feature("proj_out", 2, "mod", tokens="last"),),
-                _OWN,
-            ),
-        )
-    ),
-)
-register_adapter(
-    PlainWan,
-    ModelSpec(
-        groups=(
-            BlockGroup(
-                "blocks",
-                "hidden_states",
-                ("hidden_states",),
-                (Feature("attn1", 2), Feature("attn2"), Feature("ffn", 5)),
-                SharedGates(argument="temb", table="scale_shift_table"),
-            ),
-        )
-    ),
-)
+    (PlainWan, (BlockGroup("blocks", features=_CROSS, gates=_TABLE),)),
+):
+    register_adapter(_class, ModelSpec(groups=_groups, new_stream=True))

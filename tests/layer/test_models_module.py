@@ -1,5 +1,7 @@
 """Granularity `module` of every model in the table: the collapsed skip against literal oracles."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,21 @@ def test_histories_of_another_dtype(name):
     assert case.draw(model).dtype == torch.bfloat16
     stats = foca_cache_stats(model)
     assert stats["nbytes"] == stats["features"] * 3 * 2 * case.tokens * WIDTH * 4
+
+
+@pytest.mark.parametrize("granularity", ["module", "stack"])
+@all_cases
+def test_nothing_else_reads_the_stream_that_forecasts_are_added_in(case, granularity):
+    """So that no copy is needed: with one, every bit is the same."""
+    images = []
+    for new_stream in (True, False):
+        model = apply_foca_cache(case.model(), replace(CONFIG, granularity=granularity))
+        layout = find_hook(model).layout
+        assert layout.new_stream
+        layout.new_stream = new_stream
+        images.append(case.draw(model))
+        assert foca_cache_stats(model)["skipped_steps"] == 7
+    assert torch.equal(*images)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.modular], ids=lambda case: case.name)

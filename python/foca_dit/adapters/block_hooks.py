@@ -170,8 +170,9 @@ class BlockHook(Hook):
         """The stream plus all forecasts of this stage, in one launch."""
         call, histories = self.call, self.call.histories
         assert histories is not None
-        # A copy: the model may still hold the stream it passed in.
-        stream = stream.clone(memory_format=torch.contiguous_format)
+        if not self.layout.new_stream:  # the model may still read what it passed in
+            stream = stream.clone(memory_format=torch.contiguous_format)
+        stream = stream.contiguous()
         x = part(stream, self.group.tokens, call.tokens)
         slots = [self.layout.slots[index] for index in self.stage]
         gates = gates_of(slots, x, block, arguments, call.captured)

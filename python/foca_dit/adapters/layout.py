@@ -50,6 +50,7 @@ class Layout:
         stages: for the first block of every stage, the histories that it adds in a skipped step.
             A stage is the blocks of one device: a model split over devices adds on each.
         accumulated: whether a history is a sum over features, committed when the model returns.
+        new_stream: as in the spec.
     """
 
     blocks: list[tuple[BlockGroup, torch.nn.Module]]
@@ -57,6 +58,7 @@ class Layout:
     located: list[Located] = field(default_factory=list)
     stages: dict[int, list[int]] = field(default_factory=dict)
     accumulated: bool = False
+    new_stream: bool = False
 
 
 def blocks_of(model: torch.nn.Module, spec: ModelSpec) -> list[tuple[BlockGroup, torch.nn.Module]]:
@@ -93,7 +95,7 @@ def lay_out(
         ValueError: the table does not fit the model.
     """
     check(model, spec)
-    layout = Layout(blocks_of(model, spec))
+    layout = Layout(blocks_of(model, spec), new_stream=spec.new_stream)
     if granularity != "module":
         layout.slots = [Slot(BlockGroup("", "", ()))]
         layout.stages = {0: [0]}

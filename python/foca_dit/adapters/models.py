@@ -260,7 +260,8 @@ _ALIKE = {
     "ChronoEditTransformer3DModel": ("WanTransformer3DModel", 1000.0),
 }
 
-SPECS: dict[str, ModelSpec] = {spec.class_name: spec for spec in _ENTRIES}
+# All of them embed the sample into a new tensor, which the blocks replace.
+SPECS: dict[str, ModelSpec] = {spec.class_name: replace(spec, new_stream=True) for spec in _ENTRIES}
 for _name, (_like, _scale) in _ALIKE.items():
     SPECS[_name] = replace(SPECS[_like], class_name=_name, timestep_scale=_scale)
 

@@ -147,6 +147,8 @@ class ModelSpec:
         timestep: argument of `forward` that carries the timestep.
         timestep_scale: what one unit of sigma is in that timestep (flow-matching models).
         time_runs_up: whether timestep 0 is pure noise, so that sigma is 1 - timestep / scale.
+        new_stream: whether what enters the first block is a new tensor that nothing reads again: a
+            skipped step then adds in it, not in a copy of it.
         must_be_none: arguments of `forward` that feed something in between the blocks; a call that
             uses one runs uncached. "name.key" is a key of an argument that is a dict.
     """
@@ -157,6 +159,7 @@ class ModelSpec:
     timestep: str = "timestep"
     timestep_scale: float = 1000.0
     time_runs_up: bool = False
+    new_stream: bool = False
     must_be_none: tuple[str, ...] = ()
 
     @property
