@@ -41,11 +41,8 @@ _ENTRIES = (
         class_name="DiTTransformer2DModel",
         groups=(
             BlockGroup(
-                path="transformer_blocks",
-                features=(
-                    Feature("attn1", 2, "norm1.linear"),
-                    Feature("ff", 5, "norm1.linear"),
-                ),
+                "transformer_blocks",
+                features=(Feature("attn1", 2, "norm1.linear"), Feature("ff", 5, "norm1.linear")),
                 gates=LinearGates(
                     conditioning.dit_conditioning, per_block=True, common=conditioning.dit_common
                 ),
@@ -55,37 +52,25 @@ _ENTRIES = (
     ModelSpec(  # also Kontext, Fill, img2img: the same class
         class_name="FluxTransformer2DModel",
         groups=(
+            BlockGroup("transformer_blocks", returns=_JOINT, features=_IMAGE_FEATURES, gates=_ZERO),
             BlockGroup(
-                path="transformer_blocks",
-                returns=_JOINT,
-                features=_IMAGE_FEATURES,
-                gates=_ZERO,
-            ),
-            BlockGroup(
-                path="single_transformer_blocks",
+                "single_transformer_blocks",
                 returns=_JOINT,
                 features=(Feature("proj_out", 2, "norm.linear", tokens="last"),),
                 gates=_ZERO,
             ),
         ),
         timestep_scale=1.0,
-        must_be_none=(
-            "controlnet_block_samples",
-            "controlnet_single_block_samples",
-            *_IP_ADAPTER,
-        ),
+        must_be_none=("controlnet_block_samples", "controlnet_single_block_samples", *_IP_ADAPTER),
     ),
     ModelSpec(
         class_name="HunyuanVideoTransformer3DModel",
         groups=(
             BlockGroup(
-                path="transformer_blocks",
-                returns=_JOINT[::-1],
-                features=_IMAGE_FEATURES,
-                gates=_HUNYUAN,
+                "transformer_blocks", returns=_JOINT[::-1], features=_IMAGE_FEATURES, gates=_HUNYUAN
             ),
             BlockGroup(
-                path="single_transformer_blocks",
+                "single_transformer_blocks",
                 returns=_JOINT[::-1],
                 features=(Feature("proj_out", 2, "norm.linear", tokens="first"),),
                 gates=_HUNYUAN,
@@ -96,10 +81,7 @@ _ENTRIES = (
         class_name="HunyuanVideo15Transformer3DModel",
         groups=(
             BlockGroup(
-                path="transformer_blocks",
-                returns=_JOINT[::-1],
-                features=_IMAGE_FEATURES,
-                gates=_ZERO,
+                "transformer_blocks", returns=_JOINT[::-1], features=_IMAGE_FEATURES, gates=_ZERO
             ),
         ),
     ),
@@ -107,7 +89,7 @@ _ENTRIES = (
         class_name="SD3Transformer2DModel",
         groups=(
             BlockGroup(
-                path="transformer_blocks",
+                "transformer_blocks",
                 returns=_JOINT,
                 # The first blocks of SD3.5 medium have a second attention, of the image alone.
                 features=(*_IMAGE_FEATURES, Feature("attn2", 8, "norm1.linear", optional=True)),
@@ -120,7 +102,7 @@ _ENTRIES = (
         class_name="QwenImageTransformer2DModel",
         groups=(
             BlockGroup(
-                path="transformer_blocks",
+                "transformer_blocks",
                 returns=_JOINT,
                 features=(
                     Feature("attn", 2, "img_mod.1", item=0),
@@ -136,13 +118,13 @@ _ENTRIES = (
         class_name="Flux2Transformer2DModel",
         groups=(
             BlockGroup(
-                path="transformer_blocks",
+                "transformer_blocks",
                 returns=_JOINT,
                 features=(Feature("attn", 2, item=0), Feature("ff", 5)),
                 gates=SharedGates(module="double_stream_modulation_img"),
             ),
             BlockGroup(
-                path="single_transformer_blocks",
+                "single_transformer_blocks",
                 features=(Feature("attn", 2, tokens="last"),),
                 gates=SharedGates(module="single_stream_modulation"),
                 tokens="last",  # the model prepends the text to the stream
@@ -157,7 +139,7 @@ _ENTRIES = (
         class_name="WanTransformer3DModel",
         groups=(
             BlockGroup(
-                path="blocks",
+                "blocks",
                 features=(Feature("attn1", 2), Feature("attn2"), Feature("ffn", 5)),
                 gates=SharedGates(argument="temb", table="scale_shift_table"),
             ),
@@ -167,7 +149,7 @@ _ENTRIES = (
         class_name="LTXVideoTransformer3DModel",
         groups=(
             BlockGroup(
-                path="transformer_blocks",
+                "transformer_blocks",
                 features=_TABLE_FEATURES,
                 gates=SharedGates(argument="temb", table="scale_shift_table"),
             ),
@@ -177,7 +159,7 @@ _ENTRIES = (
         class_name="PixArtTransformer2DModel",
         groups=(
             BlockGroup(
-                path="transformer_blocks",
+                "transformer_blocks",
                 features=_TABLE_FEATURES,
                 gates=SharedGates(argument="timestep", table="scale_shift_table"),
             ),
@@ -187,7 +169,7 @@ _ENTRIES = (
         class_name="CogVideoXTransformer3DModel",
         groups=(
             BlockGroup(
-                path="transformer_blocks",
+                "transformer_blocks",
                 returns=_JOINT[::-1],
                 # Rows of CogVideoXLayerNormZero: shift, scale, gate of the video, then of the text.
                 features=(
@@ -202,7 +184,7 @@ _ENTRIES = (
         class_name="CogView4Transformer2DModel",
         groups=(
             BlockGroup(
-                path="transformer_blocks",
+                "transformer_blocks",
                 returns=_JOINT[::-1],
                 # Rows: shifts, scales, gates of the attention, then of the feed-forward, each for
                 # image and text. The feed-forward runs on the image, then on the text: a step's
@@ -219,7 +201,7 @@ _ENTRIES = (
         class_name="CogView3PlusTransformer2DModel",
         groups=(
             BlockGroup(
-                path="transformer_blocks",
+                "transformer_blocks",
                 returns=_JOINT[::-1],
                 features=(
                     Feature("attn1", 2, "norm1.linear", item=0),
@@ -233,13 +215,13 @@ _ENTRIES = (
         class_name="AuraFlowTransformer2DModel",
         groups=(
             BlockGroup(
-                path="joint_transformer_blocks",
+                "joint_transformer_blocks",
                 returns=_JOINT,
                 features=(Feature("ff", 5, "norm1.linear"),),
                 gates=_ZERO,
             ),
             BlockGroup(
-                path="single_transformer_blocks",
+                "single_transformer_blocks",
                 features=(Feature("ff", 5, "norm1.linear", tokens="last"),),
                 gates=_ZERO,
                 tokens="last",  # the model prepends the text to the stream
