@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -63,22 +64,22 @@ def setting(rows: Rows) -> str:
     lines: dict[str, dict[int, str]] = {}
     for row in adaptive:
         name = f"**adaptive, {row['granularity']}**{_in_time(row)}"
-        lines.setdefault(name, {})[row["full_steps"]] = f"{row['psnr']:.1f}"
+        lines.setdefault(name, {})[row["full_steps"]] = decibels(row)
     uniform = [r for r in rows if r.get("schedule") == "uniform"]
     for budget in budgets:
         # An interval has not every number of full steps: then the next smaller one it has.
         most = max((r["full_steps"] for r in uniform if r["full_steps"] <= budget), default=0)
         best = max((r for r in uniform if r["full_steps"] == most), key=_psnr, default=None)
         if best is not None:
-            name = f"{best['psnr']:.1f} ({best['scheme'].removeprefix('FoCa ')}, {best['time']})"
+            name = f"{decibels(best)} ({best['scheme'].removeprefix('FoCa ')}, {best['time']})"
             short = "" if most == budget else f" with {most}"
             lines.setdefault("best uniform", {})[budget] = name + short
     for row in uniform:
         if row["scheme"] == "TaylorSeer-1":
-            lines.setdefault("TaylorSeer-1, uniform", {})[row["full_steps"]] = f"{row['psnr']:.1f}"
+            lines.setdefault("TaylorSeer-1, uniform", {})[row["full_steps"]] = decibels(row)
     for row in rows:
         if row["scheme"] == "fewer steps":
-            lines.setdefault("fewer steps", {})[row["full_steps"]] = f"{row['psnr']:.1f}"
+            lines.setdefault("fewer steps", {})[row["full_steps"]] = decibels(row)
     body = [[name, *(values.get(b, "") for b in budgets)] for name, values in lines.items()]
     return markdown(["full steps", *map(str, budgets)], body)
 
@@ -90,7 +91,7 @@ def by_tolerance(rows: Rows) -> str:
     lines: dict[str, dict[float, str]] = {}
     for row in chosen:
         lines.setdefault(_drawn(row) + _in_time(row), {})[row["tol"]] = (
-            f"{row['full_steps']}: {row['psnr']:.1f}"
+            f"{row['full_steps']}: {decibels(row)}"
         )
     body = [[name, *(values.get(t, "") for t in tolerances)] for name, values in lines.items()]
     return markdown(["tol", *(f"{t:g}" for t in tolerances)], body)
@@ -101,5 +102,10 @@ def _in_time(row: dict[str, Any]) -> str:
     return "" if row["time"] == "log_snr" else f", time={row['time']}"
 
 
+def decibels(row: dict[str, Any]) -> str:
+    """The row's PSNR; "exact" where the images are the full run's."""
+    return "exact" if row["psnr"] is None else f"{row['psnr']:.1f}"
+
+
 def _psnr(row: dict[str, Any]) -> float:
-    return float(row["psnr"])
+    return math.inf if row["psnr"] is None else float(row["psnr"])

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,11 +103,11 @@ class Bench:
 
     def add(self, key: dict[str, Any], images: torch.Tensor, **more: Any) -> None:
         full = self.reference(key["shift"], key["steps"])
-        decibels = psnr(images, full)
+        more["psnr"] = finite(psnr(images, full))
         if images.dim() == 5:
-            more["temporal_psnr"] = temporal_psnr(images, full)
-        self.results.add(**key, **self.common, psnr=decibels, **more)
-        print({**key, **more, "psnr": round(decibels, 1)}, flush=True)
+            more["temporal_psnr"] = finite(temporal_psnr(images, full))
+        self.results.add(**key, **self.common, **more)
+        print({**key, **more}, flush=True)
 
     def fewer_steps(self, shift: float | None, steps: int, full_steps: int) -> None:
         key = {"scheme": "fewer steps", "shift": shift, "steps": steps, "full_steps": full_steps}
@@ -134,6 +135,11 @@ class Bench:
         if stats["schedule"]:
             more |= {"taken": stats["schedule"], "predicted": sum_known(stats["predicted_errors"])}
         self.add(key, images, **more)
+
+
+def finite(decibels: float) -> float | None:
+    """None, JSON's null, for images that are exactly the full run's: it knows no infinity."""
+    return decibels if math.isfinite(decibels) else None
 
 
 def sum_known(values: list[float]) -> float:

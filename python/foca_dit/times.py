@@ -109,6 +109,23 @@ class LogSNR(TimeVariable):
         return np.log((abar + margin) / (1 - abar + margin)) / 2
 
 
+class PacedLogSNR(LogSNR):
+    """Log-SNR with shorter ends: in which features move at an even pace, as a controller wants it.
+
+    The margin is added to the shares of data and noise in the sample, for DDPM-type noising too.
+    Under its square root the data's share would hardly count at the noisy end: steps there would
+    look like no distance at all, while the features move.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(PACED_MARGIN)
+
+    def ddpm(self, step: ArrayLike, alpha_bar: ArrayLike) -> NDArray[np.float64]:
+        abar = _unit_interval("alpha_bar", alpha_bar)
+        data, noise = np.sqrt(abar), np.sqrt(1 - abar)
+        return np.log((data + self.margin) / (noise + self.margin))
+
+
 Time = str | TimeVariable | Callable[[float], float]
 """A time variable by name, as an object, or as a function of the model's timestep."""
 
@@ -137,7 +154,7 @@ def paced(time: Time) -> Time:
     It is the same, but for the stretched ends of log-SNR: a forecast is the better for taking them
     as long (the slope at the start is then small), a step size controller is misled by them.
     """
-    return LogSNR(PACED_MARGIN) if time == LogSNR.name else time
+    return PacedLogSNR() if time == LogSNR.name else time
 
 
 def _unit_interval(argument: str, value: ArrayLike) -> NDArray[np.float64]:

@@ -124,6 +124,24 @@ def test_bounds_and_forced_steps(limit):
     assert set(range(50, 60)) <= set(tail)
 
 
+@pytest.mark.parametrize(
+    ("budget", "anchors", "expected"),
+    [
+        (26, [0, 1], 2),  # the mean of what is left is 49/25, and no more is justified
+        (17, [0, 1], 4),  # 49/16
+        (5, [0, 1], 5),  # the mean is 12, but a slope over one step is not followed that far
+        (5, [0, 2], 9),  # over two steps: six further
+        (5, [0, 1, 5], 20),  # one curvature: the mean of what is left
+        (5, [0, 1, 5, 20], 47),  # two: as the curvatures say
+    ],
+)
+def test_a_budget_is_held_back_until_two_curvatures_are_known(budget, anchors, expected):
+    """All steps to come weigh nothing here but the last ones: as far as possible is best."""
+    outlook = Outlook(tuple(range(50)), (0.0,) * 47 + (1.0,) * 3)
+    seen = Situation(anchors, [1.0, 0.1, 0.01, 0.01][: len(anchors)], outlook)
+    assert Adaptive(budget=budget).decide(seen).next_full == expected
+
+
 @pytest.mark.parametrize("value", [0.0, 3.0])
 def test_constant_features_have_no_curvature(value):
     """The curvature is then that of rounding: as far as allowed, and no division by zero."""

@@ -17,6 +17,12 @@ from foca_dit.schemes.base import fault, require_float, require_int
 ROUNDING = 1e-6
 """Defects below this share of the feature are taken for it: a constant feature has no curvature."""
 
+SETTLED = 2
+"""Measured curvatures from which on a budget may be spent as unevenly as they say."""
+
+BLIND_REACH = 3.0
+"""How far a slope is followed before any curvature is known, in gaps that it was taken over."""
+
 BISECTIONS = 40
 LOG_TOL_RANGE = (-45.0, 45.0)
 
@@ -36,8 +42,9 @@ class Adaptive(Schedule):
         tol: error that one interval of skipped steps may add to the final sample, relative to the
             size of the model's output. Halving it takes about a third more full steps.
         budget: number of full steps of a whole generation; the tolerance is chosen anew at each of
-            them so that the rest is met. Bounds and forced steps come first. It needs to know the
-            steps to come.
+            them so that the rest is met, with no gap above the mean of what is left before two
+            curvatures are measured. Bounds and forced steps come first. It needs to know the steps
+            to come.
         min_gap: the smallest distance between full steps.
         max_gap: the largest; None: no limit.
         first: full steps at the start, at least 1. With a tolerance, as many as the scheme needs to
@@ -118,6 +125,8 @@ class Adaptive(Schedule):
             and math.isfinite(defect)
             and (horizon := _horizon(seen.outlook.tau, anchors[:i], anchors[i], degree)) > 0
         ]
+        if self.budget is not None:
+            walk.hold_back(self.budget - len(anchors), len(known))
         if not known:
             if self.budget is None:
                 return Decision(walk.shortest, math.nan)
@@ -145,6 +154,26 @@ class _Walk:
         self.tail = ends if rule.tail is None else min(ends, rule.tail)
         self.degree = max(seen.degree, 0)
         self.anchors = [*seen.anchors[-self.degree - 1 :]]
+        self.first_gap = self.max_gap
+
+    def hold_back(self, left: int, known: int) -> None:
+        """Bounds the gap after the last anchor while little has been measured.
+
+        Args:
+            left: full steps of the budget that are left.
+            known: curvatures measured so far.
+        """
+        if left <= 0 or known >= SETTLED:
+            return
+        last = self.anchors[-1]
+        mean = (len(self.tau) - last) // (left + 1)
+        self.first_gap = max(1, min(self.max_gap, mean))
+        if known or len(self.anchors) < 2:
+            return
+        reach = BLIND_REACH * abs(self.tau[last] - self.tau[self.anchors[-2]])
+        ahead = range(last + 1, min(last + self.first_gap, len(self.tau)))
+        near = sum(abs(self.tau[step] - self.tau[last]) <= reach for step in ahead)
+        self.first_gap = min(self.first_gap, near + 1)
 
     @property
     def shortest(self) -> int:
@@ -167,7 +196,7 @@ class _Walk:
         for step in range(anchors[-1] + 1, len(self.tau)):
             gap = step - anchors[-1]
             error = self.weights[step] * curvature * _horizon(self.tau, anchors, step, self.degree)
-            long = total + error > tol or gap >= self.max_gap
+            long = total + error > tol or gap >= (self.max_gap if steps else self.first_gap)
             if (long and gap >= self.min_gap) or step >= self.tail:
                 steps.append(step)
                 if len(steps) >= limit:
