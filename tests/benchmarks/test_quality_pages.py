@@ -1,9 +1,16 @@
 """The quality page's pictures, and the pace that the controller's distances are chosen by."""
 
+import json
+import math
+
+import _quality
 import _quality_plots
 import numpy as np
+import pytest
+from _measure import RESULTS
 from pace import speeds
 from PIL import Image
+from quality import finite
 
 
 def test_every_picture_is_drawn_from_the_measured_rows(tmp_path):
@@ -37,3 +44,19 @@ def test_speed_of_a_curve_with_a_known_one():
     features = np.outer(tau, [3.0, 4.0])  # a straight line: 5 units of distance per unit of tau
     np.testing.assert_allclose(speeds(features @ features.T, tau), 5.0, rtol=1e-6)
     np.testing.assert_allclose(speeds(features @ features.T, 2 * tau), 2.5, rtol=1e-6)
+
+
+def test_images_equal_to_the_full_runs_are_exact_and_no_infinity_is_written():
+    assert finite(math.inf) is None
+    assert finite(41.5) == 41.5
+    row = {"file": "quality-adaptive-video.json", "shift": 3.0, "steps": 4, "time": "log_snr"}
+    row |= {"schedule": "tol", "tol": 0.01, "full_steps": 4, "psnr": None}
+    assert "| 4: exact |" in _quality.by_tolerance([row])
+
+
+@pytest.mark.parametrize("file", _quality.FILES)
+def test_results_are_json_as_others_read_it(file):
+    def refuse(constant):
+        raise ValueError(constant)
+
+    assert json.loads((RESULTS / file).read_text(), parse_constant=refuse)
