@@ -65,7 +65,8 @@ def test_caches_run_and_count(name, request):
     for rival, budget in ((row("FoCa, adaptive interval"), 7), (row("TaylorSeer-1"), 8)):
         outcome = rival.run(setting, budget)
         assert 1 < outcome.cost.full_steps <= budget
-        assert 15 < psnr(outcome.images, full.images) < math.inf
+        error = (outcome.images - full.images).norm() / full.images.norm()
+        assert 0 < error < 0.1, rival.name
 
 
 def test_the_adaptive_interval_knows_the_steps_of_ddim(noise_model):

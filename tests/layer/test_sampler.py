@@ -16,7 +16,7 @@ from diffusers import (
 )
 
 from foca_dit.clock import NoiseLevels, make_clock
-from foca_dit.schedules.sampler import DATA_STD, error_weights, look_ahead
+from foca_dit.schedules.sampler import LARGE_STD, NOISE_STD, error_weights, look_ahead
 
 
 def response(scheduler, steps):
@@ -52,7 +52,8 @@ def test_weights_are_the_schedulers_own_coefficients(name):
     levels = NoiseLevels.of(scheduler, 1000.0)
     timesteps = levels.planned()
     ends = [*map(levels.place, timesteps[1:]), (1.0, 0.0)]
-    stretch = [DATA_STD / math.hypot(a * DATA_STD, s) for a, s in ends]
+    c = NOISE_STD if "epsilon" in name else LARGE_STD
+    stretch = [c / math.hypot(a * c, s) for a, s in ends]
     actual = np.array(error_weights(levels, timesteps)) / stretch
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
@@ -96,7 +97,7 @@ def test_weights_of_edm_are_the_schedulers_own_coefficients(sigma_data):
     levels = NoiseLevels.of(scheduler, 1.0)
     timesteps, sigmas = levels.planned(), scheduler.sigmas.numpy().astype(float)
     assert timesteps == pytest.approx(np.log(sigmas[:-1]) / 4, rel=1e-4, abs=1e-4)
-    stretch = DATA_STD / np.hypot(DATA_STD, sigmas[1:])
+    stretch = LARGE_STD / np.hypot(LARGE_STD, sigmas[1:])
     actual = np.array(error_weights(levels, timesteps)) / stretch
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 from foca_dit.clock import Clock, NoiseLevels
 
-DATA_STD = 10.0
-"""Standard deviation of the data along the directions that errors take.
+LARGE_STD, NOISE_STD = 10.0, 1.0
+"""Standard deviation of the data along the directions that errors take, by what is predicted.
 
-Errors lie along the data's large structures, which the trajectory stretches on its way from noise
-to data. Chosen on the shipped model (docs/method.md, "The controller"); schedules depend on it
-weakly.
+Where the output holds the data (flow, v, sample, EDM), errors lie along the data's large
+structures, which the trajectory stretches on its way from noise to data. Where it is the noise,
+they are at the noisy end like noise: along all directions alike. The large one was chosen on the
+shipped flow model (docs/method.md, "The controller"); schedules depend on it weakly.
 """
 
 
@@ -65,7 +66,7 @@ def look_ahead(
 
 
 def error_weights(
-    levels: NoiseLevels, timesteps: Sequence[float], data_std: float = DATA_STD
+    levels: NoiseLevels, timesteps: Sequence[float], data_std: float | None = None
 ) -> tuple[float, ...]:
     """Per step, `|d x_end / d output|` up to a common factor: the sampler's part times the flow's.
 
@@ -76,13 +77,15 @@ def error_weights(
     Args:
         levels: what the timestep means, and what the model predicts.
         timesteps: the model's timestep at every step; the sampler ends at the data.
-        data_std: c.
+        data_std: c; None: by what the model predicts.
 
     Returns:
         One non-negative weight per timestep; 1 for all if their noise levels are not known.
     """
     if not all(levels.covers(t) for t in timesteps):
         return (1.0,) * len(timesteps)
+    if data_std is None:
+        data_std = NOISE_STD if levels.prediction == "epsilon" else LARGE_STD
     places = [levels.place(t) for t in timesteps]
     ends = [*places[1:], (1.0, 0.0)]
     if places[-1][1] > places[0][1]:  # from data to noise (inversion)
