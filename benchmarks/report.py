@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/performance.md from the JSON files in benchmarks/results.
+"""Writes the tables of README.md, docs/performance.md and docs/tune.md from benchmarks/results.
 
     python benchmarks/report.py
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import _performance
 import _quality
+import _tune_tables
 from _measure import RESULTS, markdown
 from _performance import where
 
@@ -120,6 +121,10 @@ def updated(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for page, update in ((ROOT / "README.md", updated), (_performance.PAGE, _performance.updated)):
+    for page, update in (
+        (ROOT / "README.md", updated),
+        (_performance.PAGE, _performance.updated),
+        (_tune_tables.PAGE, _tune_tables.updated),
+    ):
         page.write_text(update(page.read_text()))
         print(f"written: {page}")

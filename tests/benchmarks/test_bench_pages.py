@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 import _bars
 import _performance
+import _tune_tables
 import plots
 import pytest
 from _measure import Budget, Results
@@ -14,11 +15,12 @@ from suite.run import Run
 PEERS = 2 if find_spec("cache_dit") else 0
 
 
-def test_the_page_is_the_measured_one():
-    text = _performance.PAGE.read_text()
-    named = [match[2] for match in _performance.MARKERS.finditer(text)]
-    assert sorted(named) == sorted(_performance.SECTIONS)
-    assert _performance.updated(text) == text, "run python benchmarks/report.py"
+@pytest.mark.parametrize("page", [_performance, _tune_tables], ids=lambda page: page.__name__)
+def test_a_page_is_the_measured_one(page):
+    text = page.PAGE.read_text()
+    named = [match[2] for match in page.MARKERS.finditer(text)]
+    assert sorted(named) == sorted(page.SECTIONS)
+    assert page.updated(text) == text, "run python benchmarks/report.py"
 
 
 def test_what_was_not_measured_is_called_so_with_its_command(tmp_path):

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from foca_dit.analysis.metrics import frame_psnr, psnr, temporal_psnr
+from foca_dit.analysis.metrics import frame_psnr, temporal_psnr
 from foca_dit.analysis.sampling import conditions
 from foca_dit.evaluation.own import SOLVERS, adaptive
 from foca_dit.evaluation.placed import meancache

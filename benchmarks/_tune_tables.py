@@ -1,0 +1,68 @@
+"""docs/tune.md's tables, generated from the JSON files of tuned.py and error_compensation.py."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from _measure import RESULTS, markdown
+
+PAGE = Path(__file__).parents[1] / "docs/tune.md"
+MARKERS = re.compile(r"(<!-- (\w+):begin -->\n).*?(<!-- \w+:end -->)", re.DOTALL)
+
+Row = dict[str, Any]
+
+
+def updated(text: str, folder: Path = RESULTS) -> str:
+    """The page with its tables brought up to date."""
+    return MARKERS.sub(lambda match: f"{match[1]}{SECTIONS[match[2]](folder)}\n{match[3]}", text)
+
+
+def tuned(folder: Path) -> str:
+    """Tuned plans beside what needs no tuning, by shift and full steps; their distance in words."""
+    rows = json.loads((folder / "tuned.json").read_text())
+    table = _table(rows, lambda row: f"shift {row['shift']:g}: {row['budget']}", "setting")
+    psnr = {(row["setting"], row["shift"], row["budget"]): row["psnr"] for row in rows}
+    cells = [key[1:] for key in psnr if key[0] == "tuned"]
+    gains = [psnr["tuned", *cell] - psnr["adaptive, log_snr", *cell] for cell in cells]
+    words = (
+        f"In the mean of these {len(gains)} a tuned plan is {sum(gains) / len(gains):+.1f} dB "
+        f"from the adaptive interval in log-SNR; at single ones {min(gains):+.1f} to "
+        f"{max(gains):+.1f} dB."
+    )
+    return f"{table}\n\n{words} ({_where(rows)})"
+
+
+def compensation(folder: Path) -> str:
+    """GOC and EOC on what they compensate: one table per shift."""
+    rows = json.loads((folder / "error-compensation.json").read_text())
+    parts = []
+    for shift in dict.fromkeys(row["shift"] for row in rows):
+        chosen = [row for row in rows if row["shift"] == shift]
+        table = _table(chosen, lambda row: f"{row['method']} {row['setting']:g}", "compensation")
+        parts.append(f"Shift {shift:g}:\n\n{table}")
+    return "\n\n".join([*parts, f"({_where(rows)})"])
+
+
+SECTIONS = {"tuned": tuned, "compensation": compensation}
+
+
+def _table(rows: Sequence[Row], column: Any, line: str) -> str:
+    """PSNR by column, one line per value of `line`; the best of each column is bold."""
+    columns = list(dict.fromkeys(map(column, rows)))
+    best = {c: max(row["psnr"] for row in rows if column(row) == c) for c in columns}
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        bold = "**" if row["psnr"] == best[column(row)] else ""
+        cell = f"{bold}{row['psnr']:.1f}{bold}"
+        lines.setdefault(row[line], {})[column(row)] = cell
+    body = [[name, *(cells.get(c, "") for c in columns)] for name, cells in lines.items()]
+    return markdown(["", *columns], body)
+
+
+def _where(rows: Sequence[Row]) -> str:
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    return f"commit {commits}, torch {rows[0]['torch']}, {rows[0]['date']}"
