@@ -11,8 +11,10 @@ from typing import Any
 
 from _measure import RESULTS, markdown
 
+from foca_dit.evaluation.tables import closeness
+
 PAGE = Path(__file__).parents[1] / "docs/quality.md"
-MARKERS = re.compile(r"(<!-- measured:begin -->\n).*?(<!-- measured:end -->)", re.DOTALL)
+MARKERS = re.compile(r"(<!-- (\w+):begin -->\n).*?(<!-- \w+:end -->)", re.DOTALL)
 
 # What was drawn, by the file that holds it.
 FILES = {
@@ -20,6 +22,8 @@ FILES = {
     "quality-adaptive-noise.json": "Noise prediction with DDIM, guidance 1.5",
     "quality-adaptive-video.json": "Video, shift {shift:g}",
 }
+
+FID_FILE = "eval-fid.json"  # by foca-dit eval, as the page says
 
 Rows = list[dict[str, Any]]
 
@@ -31,11 +35,26 @@ def read() -> Rows:
     ]
 
 
+def updated(text: str) -> str:
+    """The page with its tables brought up to date."""
+    return MARKERS.sub(lambda match: f"{match[1]}{SECTIONS[match[2]]()}{match[3]}", text)
+
+
 def write_tables() -> None:
     """Puts the tables of the files between the page's markers."""
-    text = MARKERS.sub(rf"\g<1>{tables(read())}\g<2>", PAGE.read_text())
-    PAGE.write_text(text)
+    PAGE.write_text(updated(PAGE.read_text()))
     print(f"written: {PAGE}")
+
+
+def distance() -> str:
+    """Classifier-FID by full steps, of `foca-dit eval`'s rows."""
+    found = json.loads((RESULTS / FID_FILE).read_text())
+    head, *body = closeness(found["rows"], found["pooled"])
+    row = found["rows"][0]
+    images = row["images"] * len({each["seed"] for each in found["rows"]})
+    where = row["environment"]
+    said = f"Shift {row['shift']:g}, {row['steps']} steps, {images} images, {where['date']}"
+    return f"**{said}**\n\n{markdown(head, body)}\n"
 
 
 def tables(rows: Rows) -> str:
@@ -43,7 +62,7 @@ def tables(rows: Rows) -> str:
     parts = []
     for _, group in itertools.groupby(sorted(rows, key=_order), key=_order):
         chosen = list(group)
-        title = f"{_drawn(chosen[0])}, {chosen[0]['images']} samples"
+        title = f"{drawn(chosen[0])}, {chosen[0]['images']} samples"
         parts.append(f"**{title}**\n\n{setting(chosen)}\n")
     return "\n".join([*parts, "**By tolerance** (full steps: dB)\n", by_tolerance(rows), ""])
 
@@ -53,7 +72,7 @@ def _order(row: dict[str, Any]) -> tuple[Any, ...]:
     return file, abs(row["steps"] - 50), row["shift"] or 0.0, -row["images"]
 
 
-def _drawn(row: dict[str, Any]) -> str:
+def drawn(row: dict[str, Any]) -> str:
     return f"{FILES[row['file']].format(shift=row['shift'])}, {row['steps']} steps"
 
 
@@ -90,7 +109,7 @@ def by_tolerance(rows: Rows) -> str:
     tolerances = sorted({r["tol"] for r in chosen})
     lines: dict[str, dict[float, str]] = {}
     for row in chosen:
-        lines.setdefault(_drawn(row) + _in_time(row), {})[row["tol"]] = (
+        lines.setdefault(drawn(row) + _in_time(row), {})[row["tol"]] = (
             f"{row['full_steps']}: {decibels(row)}"
         )
     body = [[name, *(values.get(t, "") for t in tolerances)] for name, values in lines.items()]
@@ -105,6 +124,9 @@ def _in_time(row: dict[str, Any]) -> str:
 def decibels(row: dict[str, Any]) -> str:
     """The row's PSNR; "exact" where the images are the full run's."""
     return "exact" if row["psnr"] is None else f"{row['psnr']:.1f}"
+
+
+SECTIONS = {"measured": lambda: tables(read()), "fid": distance}
 
 
 def _psnr(row: dict[str, Any]) -> float:
