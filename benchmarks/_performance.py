@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import _bars
 from _bars import Rows
 from _measure import RESULTS, markdown
+from _pages import filled
 
 PAGE = Path(__file__).parents[1] / "docs/performance.md"
-MARKERS = re.compile(r"(<!-- (\w+):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)
 RIVALS = ("eager", "eager-in-place", "eager-float32", "foreach", "compile", "cache-dit")
 H200 = "nvidia-h200"
 PARTS = ("ops", "skip", "commit", "e2e-flux", "e2e-dit", "e2e-video")
@@ -238,4 +239,4 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
 
 def updated(text: str, folder: Path = RESULTS) -> str:
     """The page with its tables brought up to date."""
-    return MARKERS.sub(lambda match: f"{match[1]}{SECTIONS[match[2]](folder)}\n{match[3]}", text)
+    return filled(text, {name: partial(make, folder) for name, make in SECTIONS.items()})

@@ -5,16 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 from _measure import RESULTS, markdown
+from _pages import filled
 
 from foca_dit.evaluation.tables import closeness
 
 PAGE = Path(__file__).parents[1] / "docs/quality.md"
-MARKERS = re.compile(r"(<!-- (\w+):begin -->\n).*?(<!-- \w+:end -->)", re.DOTALL)
 
 # What was drawn, by the file that holds it.
 FILES = {
@@ -37,13 +36,7 @@ def read() -> Rows:
 
 def updated(text: str) -> str:
     """The page with its tables brought up to date."""
-    return MARKERS.sub(lambda match: f"{match[1]}{SECTIONS[match[2]]()}{match[3]}", text)
-
-
-def write_tables() -> None:
-    """Puts the tables of the files between the page's markers."""
-    PAGE.write_text(updated(PAGE.read_text()))
-    print(f"written: {PAGE}")
+    return filled(text, SECTIONS)
 
 
 def distance() -> str:

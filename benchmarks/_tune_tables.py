@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from _measure import RESULTS, markdown
+from _pages import filled
 
 PAGE = Path(__file__).parents[1] / "docs/tune.md"
-MARKERS = re.compile(r"(<!-- (\w+):begin -->\n).*?(<!-- \w+:end -->)", re.DOTALL)
 
 Row = dict[str, Any]
 
 
 def updated(text: str, folder: Path = RESULTS) -> str:
     """The page with its tables brought up to date."""
-    return MARKERS.sub(lambda match: f"{match[1]}{SECTIONS[match[2]](folder)}\n{match[3]}", text)
+    return filled(text, {name: partial(make, folder) for name, make in SECTIONS.items()})
 
 
 def tuned(folder: Path) -> str:

@@ -3,8 +3,8 @@
     python benchmarks/quality.py schemes    # every scheme in every time, uniform intervals
     python benchmarks/quality.py adaptive   # the adaptive interval against all that is uniform
     python benchmarks/quality.py adaptive --setting noise    # or video: the other trained models
-    python benchmarks/quality.py table      # docs/quality.md's tables, from the JSON files
-    python benchmarks/quality.py plots      # and its pictures
+
+`python benchmarks/report.py` makes docs/quality.md's tables and pictures of the JSON files.
 
 On the shipped models, each with its own sampler. A row is the PSNR in dB to the uncached run from
 the same noise; "fewer steps" spends the full steps without a cache. Rows are written as they are
@@ -25,8 +25,6 @@ from typing import Any
 
 import torch
 from _measure import RESULTS, Results
-from _quality import write_tables
-from _quality_plots import write_plots
 
 from foca_dit import (
     Adaptive,
@@ -202,12 +200,11 @@ def uniform(budget: int, steps: int) -> tuple[int, int]:
 
 
 SUITES = {"schemes": schemes_suite, "adaptive": adaptive_suite}
-PAGES = {"table": write_tables, "plots": write_plots}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suite", choices=(*SUITES, *PAGES))
+    parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--setting", choices=SETTINGS, default="flow")
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--steps", type=int, default=50)
@@ -225,9 +222,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9, help="stop in time; run again later")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    if args.suite in PAGES:
-        PAGES[args.suite]()
-        return
     name = args.suite if args.setting == "flow" else f"{args.suite}-{args.setting}"
     args.out = args.out or RESULTS / f"quality-{name}.json"
     started = time.monotonic()

@@ -1,26 +1,26 @@
-"""Writes the tables of README.md, docs/performance.md and docs/tune.md from benchmarks/results.
+"""Writes the tables of README.md and of the pages in docs from the JSON in benchmarks/results.
 
     python benchmarks/report.py
 
-They stand between comments such as `<!-- measured:begin -->` and `<!-- measured:end -->`; a test
+Tables stand between comments such as `<!-- measured:begin -->` and `<!-- measured:end -->`; a test
 holds pages and JSON equal.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import _performance
 import _quality
+import _quality_plots
 import _tune_tables
 from _measure import RESULTS, markdown
+from _pages import filled
 from _performance import where
 
 ROOT = Path(__file__).parents[1]
-MARKERS = re.compile(r"(<!-- measured:begin -->\n).*?(<!-- measured:end -->)", re.DOTALL)
 
 
 def load(name: str) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ def report() -> str:
 
 def updated(text: str) -> str:
     """The README with its tables brought up to date."""
-    return MARKERS.sub(lambda match: match[1] + report() + match[2], text)
+    return filled(text, {"measured": report})
 
 
 if __name__ == "__main__":
@@ -125,6 +125,8 @@ if __name__ == "__main__":
         (ROOT / "README.md", updated),
         (_performance.PAGE, _performance.updated),
         (_tune_tables.PAGE, _tune_tables.updated),
+        (_quality.PAGE, _quality.updated),
     ):
         page.write_text(update(page.read_text()))
         print(f"written: {page}")
+    _quality_plots.write_plots()

@@ -12,7 +12,6 @@ import argparse
 import functools
 import json
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,13 +32,13 @@ from foca_dit.evaluation.metrics import ssim
 ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT / "examples/fashion_dit"), str(ROOT / "benchmarks")]
 from _measure import RESULTS, Results, markdown  # noqa: E402
+from _pages import filled  # noqa: E402
 from data import DEFAULT_FOLDER, load_fashion_mnist  # noqa: E402
 
 STEPS, WARMUP = 50, 3
 INTERVALS = (3, 5)
 CALIBRATION_IMAGES = 16  # of the training set, for GOC's statistics
 PAGE = Path(__file__).with_name("README.md")
-MARKERS = re.compile(r"(<!-- measured:begin -->\n).*?(<!-- measured:end -->)", re.DOTALL)
 
 SCHEMES: dict[str, schemes.Scheme] = {
     "reuse (FORA)": schemes.Reuse(),
@@ -192,7 +191,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def updated(text: str, rows: list[dict[str, Any]]) -> str:
     """The model card with its table brought up to date."""
-    return MARKERS.sub(lambda match: match[1] + table(rows) + match[2], text)
+    return filled(text, {"measured": lambda: table(rows)})
 
 
 def main() -> None:

@@ -5,20 +5,24 @@ from importlib.util import find_spec
 
 import _bars
 import _performance
+import _quality
 import _tune_tables
 import plots
 import pytest
 from _measure import Budget, Results
+from _pages import MARKERS
 from suite.run import Run
 
 # `make bench` installs cache-dit, `make test` does not.
 PEERS = 2 if find_spec("cache_dit") else 0
 
 
-@pytest.mark.parametrize("page", [_performance, _tune_tables], ids=lambda page: page.__name__)
+@pytest.mark.parametrize(
+    "page", [_performance, _tune_tables, _quality], ids=lambda page: page.__name__
+)
 def test_a_page_is_the_measured_one(page):
     text = page.PAGE.read_text()
-    named = [match[2] for match in page.MARKERS.finditer(text)]
+    named = [match[2] for match in MARKERS.finditer(text)]
     assert sorted(named) == sorted(page.SECTIONS)
     assert page.updated(text) == text, "run python benchmarks/report.py"
 
