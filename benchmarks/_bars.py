@@ -60,7 +60,7 @@ def _collapsed(rows: Rows) -> str:
     ratios = [
         f"{row['ms'] / ours['ms']:.2f}x {name}"
         for name, row in of.items()
-        if name == "eager" or name.startswith("compile")
+        if name in ("eager", "eager-in-place") or name.startswith("compile")
     ]
     return ", ".join([f"{_share(ours):.0%}", *ratios])
 

@@ -102,9 +102,13 @@ def residual_case(
         kernel_calls("forecast_residual_", device),
         features=n_features,
     )
-    case.providers["eager"] = lambda i: (
-        lambda: plain.chain_residual(i["x"], i["history"], WEIGHTS, i["gates"])
-    )
+    for name, chain in (
+        ("eager", plain.chain_residual),
+        ("eager-in-place", plain.chain_residual_into),
+    ):
+        case.providers[name] = lambda i, chain=chain: (
+            lambda: chain(i["x"], i["history"], WEIGHTS, i["gates"])
+        )
     case.providers["foreach"] = lambda i: lambda: foreach_residual(i["x"], i["history"], i["gates"])
     if rivals:  # hundreds of inputs would take minutes to compile
         case.providers["eager-float32"] = lambda i: lambda: plain.float32_residual(*i.values())

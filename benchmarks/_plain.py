@@ -68,12 +68,22 @@ def foreach_calibrate(
 
 def chain_residual(
     x: Tensor, history: Sequence[Tensor], weights: Sequence[float], gates: Sequence[Tensor]
-) -> None:
+) -> Tensor:
+    """As caches and blocks write it: a forecast, a gate and a new stream for every feature."""
     k = len(weights)
     for i, gate in enumerate(gates):
-        feature = history[i * k] * weights[0]
-        for p in range(1, k):
-            feature.add_(history[i * k + p], alpha=weights[p])
+        x = x + gate * chain_forecast(history[i * k : (i + 1) * k], weights)
+    return x
+
+
+def chain_residual_into(
+    x: Tensor, history: Sequence[Tensor], weights: Sequence[float], gates: Sequence[Tensor]
+) -> None:
+    """The least that eager PyTorch can move: one buffer for the forecasts, the stream in place."""
+    k = len(weights)
+    feature = torch.empty_like(x)
+    for i, gate in enumerate(gates):
+        chain_forecast_into(history[i * k : (i + 1) * k], weights, feature)
         x.addcmul_(gate, feature)
 
 

@@ -92,7 +92,8 @@ def features(results: Results, rounds: int) -> None:
             each = PER_FEATURE if kept == "each" else (PER_FEATURE * 16) // count
             shape = (1, each // 512, 512)
             case = lists.residual_case(count, shape, "cpu", rivals=False)
-            case.providers.pop("foreach")
+            for other in ("foreach", "eager-in-place"):
+                case.providers.pop(other)
             case.providers |= {
                 "packed": packed_beside(lists.packed_case(count, shape, "cpu")),
             }

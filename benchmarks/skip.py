@@ -53,18 +53,19 @@ def step_times(models, x, labels, steps: int, burst: int = 5) -> dict[str, list[
 
 
 @torch.inference_mode()
-def lockstep(models, scheduler, noise, labels, steps: int) -> dict[str, float]:
-    """Seconds of one generation by each model, all taking every step in turn."""
+def in_turn(models, scheduler, noise, labels, steps: int, burst: int) -> dict[str, float]:
+    """Seconds of one generation by each model, `burst` steps of each in turn as in `step_times`."""
     samplers = {name: copy.deepcopy(scheduler) for name in models}
     for sampler in samplers.values():
         sampler.set_timesteps(steps)
     x = dict.fromkeys(models, noise)
     seconds = dict.fromkeys(models, 0.0)
-    for t in samplers["full"].timesteps:
+    for part in samplers["full"].timesteps.split(burst):
         for name, model in models.items():
             started = time.perf_counter()
-            output = model(x[name], timestep=t.expand(len(noise)), class_labels=labels).sample
-            x[name] = samplers[name].step(output, t, x[name]).prev_sample
+            for t in part:
+                output = model(x[name], timestep=t.expand(len(noise)), class_labels=labels).sample
+                x[name] = samplers[name].step(output, t, x[name]).prev_sample
             seconds[name] += time.perf_counter() - started
     return seconds
 
@@ -111,7 +112,10 @@ def main() -> None:
     for granularity in GRANULARITIES:
         config = FoCaCacheConfig(granularity=granularity, cache_interval=args.interval)
         apply_foca_cache(models[granularity], config)
-    rounds = [lockstep(models, scheduler, noise, labels, args.steps) for _ in range(args.repeats)]
+    rounds = [
+        in_turn(models, scheduler, noise, labels, args.steps, args.interval)
+        for _ in range(args.repeats)
+    ]
     seconds = {name: sum(each[name] for each in rounds) / len(rounds) for name in models}
     counts = {
         granularity: foca_cache_stats(models[granularity])["full_steps"] // args.repeats

@@ -91,7 +91,7 @@ def collapsed_in_one_graph(run: Run, name: str) -> None:
     if not run.budget.allows(run.results, f"collapsed skip compiled whole, {name}", 150):
         return
     case = lists.residual_case(count, shape, run.device, rivals=True)
-    for provider in ("eager", "eager-float32", "foreach"):
+    for provider in ("eager", "eager-in-place", "eager-float32", "foreach"):
         case.providers.pop(provider)
     if run.tiny:
         case.providers.pop("compile")
