@@ -37,6 +37,7 @@ from foca_dit import (
     schemes,
 )
 from foca_dit.analysis.metrics import psnr, temporal_psnr
+from foca_dit.config import PRESETS
 from foca_dit.evaluation.setting import Setting
 from foca_dit.evaluation.trained import SETTINGS, load_trained
 
@@ -54,6 +55,7 @@ SCHEMES: dict[str, schemes.Scheme] = {
     "FoCa c=1": schemes.FoCa(feedback=1.0),
     "FoCa anchored": schemes.FoCa(reading="anchored"),
 }
+ADAPTIVE = {"default": PRESETS["default"]["scheme"], **SCHEMES}
 # Full steps of 50 that a uniform interval can make: N by number of full steps, with a warm-up of 3
 # (2 for the eleven that the paper uses on DiT).
 INTERVALS = {26: (2, 3), 18: (3, 3), 14: (4, 3), 12: (5, 3), 11: (5, 2), 10: (6, 3), 9: (7, 3)}
@@ -170,11 +172,11 @@ def adaptive_suite(bench: Bench, args: argparse.Namespace) -> Iterator[None]:
             line = {**base, "scheme": name, "time": time_, "granularity": granularity}
             for budget in budgets:
                 key = {**line, "schedule": "budget", "budget": budget}
-                bench.cached(key, SCHEMES[name], Adaptive(budget=budget), time_)
+                bench.cached(key, ADAPTIVE[name], Adaptive(budget=budget), time_)
                 yield
             for tol in args.tolerances:
                 key = {**line, "schedule": "tol", "tol": tol}
-                bench.cached(key, SCHEMES[name], Adaptive(tol=tol), time_)
+                bench.cached(key, ADAPTIVE[name], Adaptive(tol=tol), time_)
                 yield
         if not args.rivals:
             continue
@@ -214,7 +216,7 @@ def main() -> None:
     parser.add_argument("--granularities", nargs="+", default=["stack"])
     parser.add_argument("--budgets", type=int, nargs="+")
     parser.add_argument("--tolerances", type=float, nargs="*", default=list(TOLERANCES))
-    parser.add_argument("--adaptive", nargs="+", default=["FoCa c=1/2"], choices=SCHEMES)
+    parser.add_argument("--adaptive", nargs="+", default=["default"], choices=ADAPTIVE)
     parser.add_argument("--times", nargs="+", default=["log_snr"], choices=TIMES)
     parser.add_argument("--no-rivals", dest="rivals", action="store_false")
     parser.add_argument("--seed", type=int, default=1)

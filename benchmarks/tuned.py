@@ -70,10 +70,10 @@ def main() -> None:
             settings = {
                 "tuned": FoCaCacheConfig(plan=tune(model, draw, measured, budget, seeds)),
                 "adaptive, step": FoCaCacheConfig(
-                    scheme=foca, schedule=adaptive, granularity="module", time="step"
+                    schedule=adaptive, granularity="module", time="step"
                 ),
                 "adaptive, log_snr": FoCaCacheConfig(
-                    scheme=foca, schedule=adaptive, granularity="module", time="log_snr"
+                    schedule=adaptive, granularity="module", time="log_snr"
                 ),
                 "uniform": FoCaCacheConfig(
                     scheme=foca, schedule=even, granularity="module", time="step"

@@ -13,10 +13,14 @@ namespace py = pybind11;
 
 namespace {
 
-foca::FoCa make_foca(const std::string& reading, double feedback, double max_carry) {
-  if (reading == "rolling") return foca::FoCa(foca::FoCa::Reading::kRolling, feedback, max_carry);
-  if (reading == "anchored") return foca::FoCa(foca::FoCa::Reading::kAnchored, feedback, max_carry);
-  throw foca::detail::fault("FoCa", "reading", "'rolling' or 'anchored'", "'" + reading + "'");
+foca::FoCa make_foca(const std::string& reading, double feedback, double max_carry,
+                     double first_slope) {
+  using Reading = foca::FoCa::Reading;
+  if (reading != "rolling" && reading != "anchored") {
+    throw foca::detail::fault("FoCa", "reading", "'rolling' or 'anchored'", "'" + reading + "'");
+  }
+  const Reading chosen = reading == "rolling" ? Reading::kRolling : Reading::kAnchored;
+  return foca::FoCa(chosen, feedback, max_carry, first_slope);
 }
 
 // transition and weights, as nested lists.
@@ -46,7 +50,7 @@ PYBIND11_MODULE(_planner, m) {
 
   py::class_<foca::FoCa> bound_foca(m, "FoCa");
   bound_foca.def(py::init(&make_foca), py::arg("reading") = "rolling", py::arg("feedback") = 0.5,
-                 py::arg("max_carry") = 1.0);
+                 py::arg("max_carry") = 1.0, py::arg("first_slope") = 1.0);
   bind_tables(bound_foca);
 
   py::class_<foca::TaylorSeer> bound_taylor(m, "TaylorSeer");

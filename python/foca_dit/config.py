@@ -18,10 +18,11 @@ GRANULARITIES = ("module", "stack", "output")
 HISTORY_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 # docs/quality.md says what they were chosen from.
+MEASURED_FOCA = schemes.FoCa(reading="rolling", feedback=0.5, first_slope=0.25)
 PRESETS: dict[str, dict[str, Any]] = {
     # As good as we know how, uncalibrated: about a quarter of 50 steps in full.
     "default": {
-        "scheme": schemes.FoCa(reading="rolling", feedback=0.5),
+        "scheme": MEASURED_FOCA,
         "schedule": Adaptive(tol=0.01),
         "granularity": "stack",
         "time": "log_snr",
@@ -35,7 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # About a sixth of 50 steps in full: the picture is another in its details.
     "fast": {
-        "scheme": schemes.FoCa(reading="rolling", feedback=0.5),
+        "scheme": MEASURED_FOCA,
         "schedule": Adaptive(tol=0.04),
         "granularity": "stack",
         "time": "log_snr",

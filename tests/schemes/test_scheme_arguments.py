@@ -29,6 +29,7 @@ TAU = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
         (lambda: schemes.FoCa(feedback=math.inf), ValueError, "a finite number >= 0, got inf"),
         (lambda: schemes.FoCa(feedback="1"), TypeError, "argument 'feedback'"),
         (lambda: schemes.FoCa(max_carry=math.nan), ValueError, "argument 'max_carry'"),
+        (lambda: schemes.FoCa(first_slope=1.5), ValueError, "argument 'first_slope'"),
         (lambda: schemes.TwoParameter(alpha=math.nan), ValueError, "argument 'alpha'"),
         (lambda: schemes.TwoParameter(beta=None), TypeError, "argument 'beta'"),
         (lambda: schemes.DampedTrend(1.1), ValueError, "a finite number from 0 to 1, got 1.1"),

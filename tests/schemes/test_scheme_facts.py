@@ -49,6 +49,16 @@ def test_foca_by_hand():
     )
 
 
+def test_a_first_slope_is_followed_in_part_by_hand():
+    # The anchors and values of the test above, but a quarter of the first slope is followed: step 3
+    # used 1 + 2/4 = 1.5, so e = (7 - 1.5) - 2 = 3.5 at 4, where the slope of 2 counts in full.
+    scheme = schemes.FoCa(feedback=1.0, first_slope=0.25)
+    assert scheme.weights(UNIFORM, [0, 1], 3).tolist() == [1.0, 0.5, 0.75]
+    history = scheme.transition(UNIFORM, [0, 1, 4]) @ [1.0, 1.0, 0.0, 7.0]
+    assert history.tolist() == pytest.approx([7.0, 2.0, 3.5])
+    assert scheme.weights(UNIFORM, [0, 1, 4], 6).tolist() == [1.0, 2.0, 0.75]
+
+
 def test_foca_anchored_by_hand():
     # Anchors 0, 1, 3 of y = x^2: D = (9 - 1)/2 = 4, f2 = 1, so F(3 + j) = 9 + 4 j + j.
     features = np.array(UNIFORM[:6])[:, None] ** 2

@@ -18,7 +18,9 @@ FOCA = [
     {"reading": "rolling", "feedback": 0.5, "max_carry": 1.0},
     {"reading": "rolling", "feedback": 1.0, "max_carry": math.inf},
     {"reading": "rolling", "feedback": 1.0, "max_carry": 0.3},
+    {"reading": "rolling", "feedback": 0.5, "first_slope": 0.25},
     {"reading": "anchored"},
+    {"reading": "anchored", "first_slope": 0.0},
     {},
 ]
 TAYLOR = [
@@ -69,6 +71,8 @@ def test_interval(interval, warmup, tail):
         (lambda: planner.FoCa(feedback=-1), "'feedback'"),
         (lambda: planner.FoCa(feedback=math.nan), "'feedback'"),
         (lambda: planner.FoCa(max_carry=-1), "'max_carry'"),
+        (lambda: planner.FoCa(first_slope=1.5), "'first_slope'"),
+        (lambda: planner.FoCa(first_slope=math.nan), "'first_slope'"),
         (lambda: planner.TaylorSeer(4), "'order'"),
         (lambda: planner.TaylorSeer(warmup=0), "'warmup'"),
         (lambda: planner.Interval(0), "'interval'"),

@@ -94,13 +94,19 @@ class FoCa {
 
   // feedback: c, the part of the innovation e that is fed back; 1 is the paper's recursion.
   // max_carry: bound on the part of the old e that returns per interval; may be infinite.
-  explicit FoCa(Reading reading = Reading::kRolling, double feedback = 0.5, double max_carry = 1.0)
-      : reading_(reading), feedback_(feedback), max_carry_(max_carry) {
+  // first_slope: share of the slope that is followed while there are only two anchors.
+  explicit FoCa(Reading reading = Reading::kRolling, double feedback = 0.5, double max_carry = 1.0,
+                double first_slope = 1.0)
+      : reading_(reading), feedback_(feedback), max_carry_(max_carry), first_slope_(first_slope) {
     if (!(feedback >= 0.0) || std::isinf(feedback)) {
       throw detail::fault("FoCa", "feedback", "a finite number >= 0", std::to_string(feedback));
     }
     if (!(max_carry >= 0.0)) {
       throw detail::fault("FoCa", "max_carry", "a number >= 0", std::to_string(max_carry));
+    }
+    if (!(first_slope >= 0.0 && first_slope <= 1.0)) {
+      throw detail::fault("FoCa", "first_slope", "a number from 0 to 1",
+                          std::to_string(first_slope));
     }
   }
 
@@ -127,7 +133,7 @@ class FoCa {
     }
     const double h = tau[a] - tau[a - 1];
     m[8] = -1 / h + 1 / gap;
-    m[9] = -(tau[a - 1] - tau[before]) / h;
+    m[9] = -along(tau[a - 1] - tau[before], anchors.size() - 1) / h;
     m[10] = -std::min(returned(tau, before, a - 1) / h, max_carry_);
     m[11] = 1 / h - 1 / gap;
     return m;
@@ -138,13 +144,19 @@ class FoCa {
     if (anchors.size() < 2) return {1.0, 0.0, 0.0};
     const std::int64_t a = anchors.back();
     const double j = tau[step] - tau[a];
+    const double slope = along(j, anchors.size());
     if (reading_ == Reading::kAnchored) {
-      return {1.0, j, 0.5 * j * (tau[a] - tau[anchors[anchors.size() - 2]])};
+      return {1.0, slope, 0.5 * j * (tau[a] - tau[anchors[anchors.size() - 2]])};
     }
-    return {1.0, j, returned(tau, a, step)};
+    return {1.0, slope, returned(tau, a, step)};
   }
 
  private:
+  // How far a forecast at distance j follows the slope.
+  double along(double j, std::size_t n_anchors) const {
+    return n_anchors > 2 ? j : first_slope_ * j;
+  }
+
   // c * sum_i 2^-i h_{anchor+i-1}: how much of the innovation has come back at `step`.
   double returned(const Times& tau, std::int64_t anchor, std::int64_t step) const {
     double sum = 0.0;
@@ -157,6 +169,7 @@ class FoCa {
   Reading reading_;
   double feedback_;
   double max_carry_;
+  double first_slope_;
 };
 
 // TaylorSeer of order 1 to 3. History (F_a, D, D2, ..), estimates of the derivatives by backward

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from foca_dit.clock import Clock, NoiseLevels
 
-LARGE_STD, NOISE_STD = 10.0, 1.0
+LARGE_STD, NOISE_STD = 10.0, 2.0
 """Standard deviation of the data along the directions that errors take, by what is predicted.
 
 Where the output holds the data (flow, v, sample, EDM), errors lie along the data's large

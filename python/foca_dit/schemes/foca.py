@@ -34,11 +34,15 @@ class FoCa(SlopeRecursion):
             interval. It is below `feedback` on uniform steps and so not active there for
             feedback <= 1; a growing innovation on strongly graded times (log-SNR) is what it
             prevents. `math.inf`: as derived. Rolling only.
+        first_slope: share of the slope that is followed while there are only two anchors. 1 as
+            derived; 0 is reuse until the third. Between the first two steps of a generation much of
+            the difference is roughness, and a forecast that follows it is worse than reuse.
     """
 
     reading: str = "rolling"
     feedback: float = 0.5
     max_carry: float = 1.0
+    first_slope: float = 1.0
 
     name: ClassVar[str] = "foca"
     citation: ClassVar[str] = (
@@ -50,6 +54,7 @@ class FoCa(SlopeRecursion):
         require_choice("FoCa", "reading", self.reading, ("rolling", "anchored"))
         require_float("FoCa", "feedback", self.feedback, 0.0)
         require_float("FoCa", "max_carry", self.max_carry, 0.0, allow_infinity=True)
+        require_float("FoCa", "first_slope", self.first_slope, 0.0, 1.0)
 
     def _coefficients(self, ratio: float) -> tuple[float, float]:
         return 0.5, 0.5
@@ -60,14 +65,15 @@ class FoCa(SlopeRecursion):
     def _weights(self, tau: list[float], anchors: list[int], step: int) -> Table:
         a = anchors[-1]
         j = tau[step] - tau[a]
+        along = j if len(anchors) > 2 else self.first_slope * j
         if self.reading == "anchored":
             gap = tau[a] - tau[anchors[-2]]
-            return np.array([1.0, j, 0.5 * j * gap])
+            return np.array([1.0, along, 0.5 * j * gap])
         # The recursion summed up: step i takes 2^-i of the innovation along. No rounding between.
         returned = 0.0
         for i in range(1, step - a + 1):
             returned += math.ldexp(tau[a + i] - tau[a + i - 1], -i)
-        return np.array([1.0, j, self.feedback * returned])
+        return np.array([1.0, along, self.feedback * returned])
 
     def _rows(self, tau: list[float], anchors: list[int]) -> Table:
         if self.reading == "rolling":
