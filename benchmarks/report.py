@@ -1,9 +1,9 @@
-"""Writes the tables of README.md and of the pages in docs from the JSON in benchmarks/results.
+"""Writes all generated tables, and quality's pictures, from the JSON in benchmarks/results.
 
     python benchmarks/report.py
 
-Tables stand between comments such as `<!-- measured:begin -->` and `<!-- measured:end -->`; a test
-holds pages and JSON equal.
+The tables of README.md and of the pages in docs stand between comments such as
+`<!-- measured:begin -->` and `<!-- measured:end -->`; a test holds pages and JSON equal.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import _evaluation
 import _performance
 import _quality
 import _quality_plots
@@ -126,6 +127,7 @@ if __name__ == "__main__":
         (_performance.PAGE, _performance.updated),
         (_tune_tables.PAGE, _tune_tables.updated),
         (_quality.PAGE, _quality.updated),
+        (_evaluation.PAGE, _evaluation.updated),
     ):
         page.write_text(update(page.read_text()))
         print(f"written: {page}")

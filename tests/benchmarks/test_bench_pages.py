@@ -4,6 +4,7 @@ import json
 from importlib.util import find_spec
 
 import _bars
+import _evaluation
 import _performance
 import _quality
 import _tune_tables
@@ -18,7 +19,7 @@ PEERS = 2 if find_spec("cache_dit") else 0
 
 
 @pytest.mark.parametrize(
-    "page", [_performance, _tune_tables, _quality], ids=lambda page: page.__name__
+    "page", [_performance, _tune_tables, _quality, _evaluation], ids=lambda page: page.__name__
 )
 def test_a_page_is_the_measured_one(page):
     text = page.PAGE.read_text()

@@ -1,4 +1,4 @@
-"""The quality page's pictures, and the pace that the controller's distances are chosen by."""
+"""The quality page's pictures, and what the controller's distances and weights are chosen by."""
 
 import json
 import math
@@ -8,9 +8,12 @@ import _quality_plots
 import numpy as np
 import pytest
 from _measure import RESULTS
+from influence import fall, measured
 from pace import speeds
 from PIL import Image
 from quality import finite
+
+from foca_dit.evaluation.trained import SETTINGS, load_trained
 
 
 def test_every_picture_is_drawn_from_the_measured_rows(tmp_path):
@@ -46,6 +49,19 @@ def test_speed_of_a_curve_with_a_known_one():
     features = np.outer(tau, [3.0, 4.0])  # a straight line: 5 units of distance per unit of tau
     np.testing.assert_allclose(speeds(features @ features.T, tau), 5.0, rtol=1e-6)
     np.testing.assert_allclose(speeds(features @ features.T, 2 * tau), 2.5, rtol=1e-6)
+
+
+def test_the_last_steps_error_enters_the_sample_with_the_samplers_coefficient():
+    setting = load_trained(_quality.PAGE.parents[1] / SETTINGS["flow"].folder).setting(
+        1.0, steps=6, images=2, seed=3
+    )
+    scheduler = setting.sampler()
+    scheduler.set_timesteps(6)
+    assert measured(setting, 6, [5]) == pytest.approx([float(scheduler.sigmas[5])], rel=1e-4)
+
+
+def test_a_fall_compares_the_first_third_with_the_last():
+    assert fall([8.0, 2.0, 5.0, 5.0, 1.0, 1.0]) == pytest.approx(4.0)
 
 
 def test_images_equal_to_the_full_runs_are_exact_and_no_infinity_is_written():

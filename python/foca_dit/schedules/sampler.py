@@ -18,8 +18,8 @@ LARGE_STD, NOISE_STD = 10.0, 2.0
 
 Where the output holds the data (flow, v, sample, EDM), errors lie along the data's large
 structures, which the trajectory stretches on its way from noise to data. Where it is the noise,
-they are at the noisy end like noise: along all directions alike. The large one was chosen on the
-shipped flow model (docs/method.md, "The controller"); schedules depend on it weakly.
+they are at the noisy end like noise: along all directions alike. Both were chosen on the shipped
+models (docs/method.md, "The controller"); schedules depend on them weakly.
 """
 
 

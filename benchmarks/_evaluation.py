@@ -1,0 +1,47 @@
+"""docs/evaluation.md's tables, of the JSON files that `foca-dit eval` wrote."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+from _measure import RESULTS
+from _pages import filled
+
+from foca_dit.evaluation import tables
+
+PAGE = Path(__file__).parents[1] / "docs/evaluation.md"
+
+
+def whole(file: str) -> str:
+    """All metrics at every budget."""
+    found = json.loads((RESULTS / file).read_text())
+    return tables.report(found["rows"], tables.as_markdown, found["pooled"])
+
+
+def closeness(file: str) -> str:
+    """PSNR to the full run by budget, and why rows are missing."""
+    rows = json.loads((RESULTS / file).read_text())["rows"]
+    steps, images, guidance = (rows[0][key] for key in ("steps", "images", "guidance_scale"))
+    shift, where = rows[0]["shift"], rows[0]["environment"]
+    sampler = "" if shift is None else f"shift {shift:g}, "
+    said = f"{steps} steps, {sampler}guidance {guidance:g}, {images} samples, {where['date']}"
+    parts = [f"**{said}**", tables.as_markdown(tables.quality(rows))]
+    if missing := tables.absent(rows):
+        parts.append("Absent: " + "; ".join(missing) + ".")
+    return "\n\n".join(parts)
+
+
+SECTIONS = {
+    "eval": partial(whole, "eval-quick.json"),
+    "flow": partial(closeness, "eval.json"),
+    "seeds": partial(closeness, "eval-seeds.json"),
+    "noise": partial(closeness, "eval-noise.json"),
+    "video": partial(closeness, "eval-video.json"),
+}
+
+
+def updated(text: str) -> str:
+    """The page with its tables brought up to date."""
+    return filled(text, SECTIONS)
