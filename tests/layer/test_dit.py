@@ -208,4 +208,4 @@ def test_pipeline(granularity, guidance_scale):
 
 def test_the_preset_scheme_is_the_documented_one():
     settings = FoCaCacheConfig().resolve()
-    assert settings.scheme == schemes.FoCa(reading="rolling", feedback=0.5)
+    assert settings.scheme == schemes.FoCa("rolling", feedback=0.5, first_slope=0.25)

@@ -39,7 +39,12 @@ def _outputs(model, call, unit, times):
 def _check(model, granularity, call, unit):
     expected = _outputs(model, call, unit, NEAR)
     assert not torch.equal(_outputs(model, call, unit, [0.1])[0], expected[0])
-    config = FoCaCacheConfig(granularity=granularity, cache_interval=5, disable_cache_before_step=2)
+    config = FoCaCacheConfig(
+        scheme="foca",  # the slope between the first two steps is followed in full
+        granularity=granularity,
+        cache_interval=5,
+        disable_cache_before_step=2,
+    )
     apply_foca_cache(model, config)
     actual = _outputs(model, call, unit, NEAR)
     assert foca_cache_stats(model)["skipped_steps"] == 4
