@@ -35,8 +35,8 @@ class FoCa(SlopeRecursion):
             feedback <= 1; a growing innovation on strongly graded times (log-SNR) is what it
             prevents. `math.inf`: as derived. Rolling only.
         first_slope: share of the slope that is followed while there are only two anchors. 1 as
-            derived; 0 is reuse until the third. Between the first two steps of a generation much of
-            the difference is roughness, and a forecast that follows it is worse than reuse.
+            derived; 0 is reuse until the third. The difference of a generation's first two steps is
+            taken over one step, and what is rough in it is extrapolated with it.
     """
 
     reading: str = "rolling"
