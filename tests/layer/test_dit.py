@@ -79,6 +79,23 @@ def test_collapsed_skip_equals_skipping_module_by_module(scheme):
     torch.testing.assert_close(*images, rtol=1e-5, atol=1e-5)
 
 
+def test_a_skipped_step_embeds_every_class_once():
+    """And hands each sample the gates of its own."""
+    images, embedded = [], []
+    for collapse in (True, False):
+        config = FoCaCacheConfig(cache_interval=4, granularity="module")
+        model = apply_foca_cache(tiny_dit(), config)
+        find_hook(model).collapse = collapse
+        if collapse:
+            classes = model.transformer_blocks[1].norm1.emb.class_embedder
+            classes.register_forward_pre_hook(lambda _, args: embedded.append(args[0].tolist()))
+        images.append(draw(model, batch=12, guidance_scale=1.5))
+    torch.testing.assert_close(*images, rtol=1e-5, atol=1e-5)
+    null = 10
+    assert embedded.count([*range(10), 0, 1, *12 * [null]]) == 5  # full steps
+    assert embedded.count([*range(10), null]) == 7
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_interval_one_changes_nothing(granularity):
     model = tiny_dit()

@@ -17,14 +17,25 @@ from foca_dit.adapters.spec import Arguments, Segment
 
 
 def dit_common(block: torch.nn.Module, arguments: Arguments) -> Arguments:
-    """What all DiT blocks embed, each by itself: the timestep, as sinusoids without weights."""
+    """What all DiT blocks embed, each by itself: the timestep, as sinusoids without weights.
+
+    And each class once: with guidance half of the labels are the null class.
+    """
     timestep, dtype = arguments["timestep"], arguments["hidden_states"].dtype
     if timestep.stride(0) == 0:
         timestep = timestep[:1]  # one timestep, expanded to the batch: embed it once
     common = {"timestep": timestep, "hidden_dtype": dtype}
     if (embedding := _dit_embedding(block)) is not None:
         common["sinusoids"] = embedding.time_proj(timestep).to(dtype)
+        labels = arguments["class_labels"]
+        if len(timestep) == 1 < len(labels) and _may_look_at(labels) and not block.training:
+            common["class_labels"], common["rows"] = torch.unique(labels, return_inverse=True)
     return common
+
+
+def _may_look_at(values: torch.Tensor) -> bool:
+    """Whether reading values holds nothing up: on the CPU, and not while they are traced."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def dit_conditioning(block: torch.nn.Module, arguments: Arguments) -> torch.Tensor:

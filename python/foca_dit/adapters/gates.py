@@ -86,6 +86,11 @@ def gates_of(
                 )
             rows = linear_rows(owner.get_submodule(modulation), conditionings[gates], chunks, width)
         found.update(zip(indices, rows, strict=True))
+    for gates, given in extended.items():
+        if (taken := given.get("rows")) is not None:
+            own = [index for index in found if slots[index].group.gates == gates]
+            every = torch.stack([found[index] for index in own]).index_select(1, taken)
+            found.update(zip(own, every.unbind(), strict=True))
     return _unified(found, len(slots), x)
 
 

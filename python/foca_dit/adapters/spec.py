@@ -86,7 +86,7 @@ class LinearGates:
         per_block: whether the conditioning differs from block to block; else it is computed once.
         common: what the conditionings of all blocks have in common, computed once from the first
             block that has the gates: arguments for `conditioning` beside, or in the place of, the
-            block's.
+            block's. With "rows" among them, sample b takes row rows[b] of the conditioning.
         segments: (model arguments, block arguments, shape of x) -> which tokens take which row of
             the conditioning; None: row b serves all tokens of sample b.
     """
