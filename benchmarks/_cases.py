@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,10 @@ class Case:
     nbytes: Callable[[Inputs], int]
     providers: dict[str, Provider] = field(default_factory=dict)
     features: int = 1
+
+    def leave_out(self, *words: str) -> None:
+        """Drops the providers whose names begin with one of the words."""
+        self.providers = {n: p for n, p in self.providers.items() if not n.startswith(words)}
 
     @property
     def elements(self) -> int:
@@ -80,8 +85,24 @@ def kernel_calls(function: str, device: str) -> dict[str, Provider]:
     return {name: bind(f) for name, f in kernels_of(function, device).items()}
 
 
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def float32_providers(new: Callable[..., Any], into: Callable[..., None]) -> dict[str, Provider]:
+    """The same in float32 with one rounding: eager, and compiled in both forms.
+
+    Args:
+        new: of the inputs but the last ones, which it does not know; returns new tensors.
+        into: of all inputs; writes where the kernel writes.
+    """
+    n = len(inspect.signature(new).parameters)
+    fast_new, fast_into = compiled(new), compiled(into)
+    return {
+        "eager-float32": lambda i: lambda: new(*list(i.values())[:n]),
+        "compile": lambda i: lambda: fast_new(*list(i.values())[:n]),
+        "compile-in-place": lambda i: lambda: fast_into(*i.values()),
+    }
 
 
 class Maker:
@@ -132,7 +153,6 @@ def new_forecast_case(shape: Sequence[int], device: str, dtype: torch.dtype = BF
 
 def forecast_case(shape: Sequence[int], device: str, dtype: torch.dtype = BF16) -> Case:
     make = Maker(device, dtype)
-    fast = compiled(plain.float32_forecast)
 
     def peer(i: Inputs) -> Call:
         state = plain.cache_dit_state()()
@@ -156,8 +176,7 @@ def forecast_case(shape: Sequence[int], device: str, dtype: torch.dtype = BF16) 
             "eager-in-place": lambda i: (
                 lambda: plain.chain_forecast_into(i["history"], WEIGHTS, i["out"])
             ),
-            "eager-float32": lambda i: lambda: plain.float32_forecast(*i.values()),
-            "compile": lambda i: lambda: fast(*i.values()),
+            **float32_providers(plain.float32_forecast, plain.float32_forecast_into),
         },
     )
     if plain.cache_dit_state():
@@ -170,7 +189,6 @@ def calibrate_case(
 ) -> Case:
     """The paper's step. `form`: `tensor` (in place), `rotate`, or `scalars` (Python numbers)."""
     make = Maker(device, dtype)
-    fast = compiled(plain.float32_calibrate)
     function = {"scalars": "forecast_calibrate"}.get(form, f"forecast_calibrate_{form}")
     steps = {"h": 1.0, "h_prev": 1.0} if form == "scalars" else {"steps": make.small([1.0, 1.0])}
 
@@ -188,8 +206,7 @@ def calibrate_case(
     if form == "tensor":
         case.providers |= {
             "eager": lambda i: lambda: plain.chain_calibrate(*tensors(i), 1.0, 1.0),
-            "eager-float32": lambda i: lambda: plain.float32_calibrate(*i.values()),
-            "compile": lambda i: lambda: fast(*i.values()),
+            **float32_providers(plain.float32_calibrate, plain.float32_calibrate_into),
         }
     return case
 
@@ -197,7 +214,6 @@ def calibrate_case(
 def commit_case(n_stats: int, shape: Sequence[int], device: str, dtype: torch.dtype = BF16) -> Case:
     make = Maker(device, dtype)
     rows = [*TRANSITION, *STATS_ROWS[:n_stats]]
-    fast = compiled(plain.float32_commit)
 
     def peer(i: Inputs) -> Call:
         state = plain.cache_dit_state()()
@@ -217,11 +233,8 @@ def commit_case(n_stats: int, shape: Sequence[int], device: str, dtype: torch.dt
         lambda i: bytes_moved.commit_(i["feature"], i["history"], i["transition"]),
         {
             **kernel_calls("commit_", device),
-            "eager": lambda i: (
-                lambda: plain.chain_commit(i["feature"], i["history"], rows, i["stats"])
-            ),
-            "eager-float32": lambda i: lambda: plain.float32_commit(*i.values()),
-            "compile": lambda i: lambda: fast(*i.values()),
+            "eager": lambda i: lambda: plain.chain_commit(i["feature"], i["history"], rows),
+            **float32_providers(plain.float32_commit, plain.float32_commit_into),
         },
     )
     if plain.cache_dit_state() and not n_stats:

@@ -15,6 +15,7 @@ from _cases import (
     Inputs,
     Maker,
     compiled,
+    float32_providers,
     kernel_calls,
     kernels_of,
 )
@@ -87,7 +88,6 @@ def residual_case(
 ) -> Case:
     """The collapsed skip. `rivals`: with those that take long for many features."""
     make = Maker(device, dtype)
-    fast = compiled(plain.float32_residual)
     case = Case(
         f"forecast_residual_ L={n_features} K=3",
         make.name,
@@ -111,8 +111,7 @@ def residual_case(
         )
     case.providers["foreach"] = lambda i: lambda: foreach_residual(i["x"], i["history"], i["gates"])
     if rivals:  # hundreds of inputs would take minutes to compile
-        case.providers["eager-float32"] = lambda i: lambda: plain.float32_residual(*i.values())
-        case.providers["compile"] = lambda i: lambda: fast(*i.values())
+        case.providers |= float32_providers(plain.float32_residual, plain.float32_residual_into)
     return case
 
 
@@ -120,11 +119,12 @@ def by_group(case: Case, group: int, provider: str, device: str) -> None:
     """Adds to a residual case: one launch for every `group` features instead of one for all.
 
     Args:
-        provider: `compile` (one graph, reused for every group) or the name of a kernel provider.
+        provider: `compile-in-place` (one graph, reused for every group) or the name of a kernel
+            provider.
     """
     call = (
-        compiled(plain.float32_residual)
-        if provider == "compile"
+        compiled(plain.float32_residual_into)
+        if provider == "compile-in-place"
         else kernels_of("forecast_residual_", device)[provider]
     )
     k = len(WEIGHTS)

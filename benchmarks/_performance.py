@@ -15,7 +15,15 @@ from _measure import RESULTS, markdown
 from _pages import filled
 
 PAGE = Path(__file__).parents[1] / "docs/performance.md"
-RIVALS = ("eager", "eager-in-place", "eager-float32", "foreach", "compile", "cache-dit")
+RIVALS = (
+    "eager",
+    "eager-in-place",
+    "eager-float32",
+    "foreach",
+    "compile",
+    "compile-in-place",
+    "cache-dit",
+)
 H200 = "nvidia-h200"
 PARTS = ("ops", "skip", "commit", "e2e-flux", "e2e-dit", "e2e-video")
 

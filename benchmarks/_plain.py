@@ -2,6 +2,7 @@
 
 ``chain_*`` rounds to the tensors' dtype after every operation, as straightforward code does.
 ``float32_*`` computes in float32 and rounds once, as the kernels do; compiled, it is the rival.
+Both return new tensors, as published caches do; ``*_into`` writes where the kernels write.
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ def chain_forecast_into(history: Sequence[Tensor], weights: Sequence[float], out
         out.add_(slot, alpha=weight)
 
 
-def float32_forecast(history: Sequence[Tensor], weights: Tensor, out: Tensor) -> None:
+def float32_forecast(history: Sequence[Tensor], weights: Tensor) -> Tensor:
+    return float32_sum(history, weights).to(history[0].dtype)
+
+
+def float32_forecast_into(history: Sequence[Tensor], weights: Tensor, out: Tensor) -> None:
     out.copy_(float32_sum(history, weights))
 
 
@@ -45,14 +50,20 @@ def float32_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
     return acc
 
 
-def chain_calibrate(f_k: Tensor, f_km1: Tensor, d_anchor: Tensor, h: float, h_prev: float) -> None:
-    f_km1.copy_(f_k + 0.5 * h * (d_anchor + (f_k - f_km1) / h_prev))
+def chain_calibrate(
+    f_k: Tensor, f_km1: Tensor, d_anchor: Tensor, h: float, h_prev: float
+) -> Tensor:
+    return f_k + 0.5 * h * (d_anchor + (f_k - f_km1) / h_prev)
 
 
-def float32_calibrate(f_k: Tensor, f_km1: Tensor, d_anchor: Tensor, steps: Tensor) -> None:
+def float32_calibrate(f_k: Tensor, f_km1: Tensor, d_anchor: Tensor, steps: Tensor) -> Tensor:
     now = f_k.float()
     slope = (now - f_km1.float()) / steps[1]
-    f_km1.copy_(now + 0.5 * steps[0] * (d_anchor.float() + slope))
+    return (now + 0.5 * steps[0] * (d_anchor.float() + slope)).to(f_k.dtype)
+
+
+def float32_calibrate_into(f_k: Tensor, f_km1: Tensor, d_anchor: Tensor, steps: Tensor) -> None:
+    f_km1.copy_(float32_calibrate(f_k, f_km1, d_anchor, steps))
 
 
 def foreach_calibrate(
@@ -89,18 +100,25 @@ def chain_residual_into(
 
 def float32_residual(
     x: Tensor, history: Sequence[Tensor], weights: Tensor, gates: Sequence[Tensor]
-) -> None:
+) -> Tensor:
     k = weights.shape[-1]
     rows = _rows(weights, len(gates))
     acc = x.float()
     for i, gate in enumerate(gates):
         acc = acc + gate.float() * float32_sum(history[i * k : (i + 1) * k], rows[i])
-    x.copy_(acc)
+    return acc.to(x.dtype)
+
+
+def float32_residual_into(
+    x: Tensor, history: Sequence[Tensor], weights: Tensor, gates: Sequence[Tensor]
+) -> None:
+    x.copy_(float32_residual(x, history, weights, gates))
 
 
 def chain_commit(
-    feature: Tensor, history: Sequence[Tensor], transition: list[list[float]], stats: Tensor | None
-) -> None:
+    feature: Tensor, history: Sequence[Tensor], transition: list[list[float]]
+) -> list[Tensor]:
+    """The new history, then the sums of squares of the rows that are only reduced, if there are."""
     old = [*history, feature]
     rows = []
     for weights in transition:
@@ -108,20 +126,25 @@ def chain_commit(
         for slot, weight in zip(old[1:], weights[1:], strict=True):
             row.add_(slot, alpha=weight)
         rows.append(row)
-    for slot, row in zip(history, rows, strict=False):
-        slot.copy_(row)
-    if stats is not None:
-        norms = torch._foreach_norm([row.float() for row in rows[len(history) :]])
-        stats.copy_(torch.stack(norms).square())
+    k = len(history)
+    if len(rows) == k:
+        return rows
+    norms = torch._foreach_norm([row.float() for row in rows[k:]])
+    return [*rows[:k], torch.stack(norms).square()]
 
 
-def float32_commit(
+def float32_commit(feature: Tensor, history: Sequence[Tensor], transition: Tensor) -> list[Tensor]:
+    k = len(history)
+    rows = [float32_sum([*history, feature], weights) for weights in transition]
+    new = [row.to(history[0].dtype) for row in rows[:k]]
+    return new + ([torch.stack([row.square().sum() for row in rows[k:]])] if rows[k:] else [])
+
+
+def float32_commit_into(
     feature: Tensor, history: Sequence[Tensor], transition: Tensor, stats: Tensor | None
 ) -> None:
-    rows = [float32_sum([*history, feature], weights) for weights in transition]
-    if stats is not None:
-        stats.copy_(torch.stack([row.square().sum() for row in rows[len(history) :]]))
-    for slot, row in zip(history, rows, strict=False):
+    new = float32_commit(feature, history, transition)
+    for slot, row in zip([*history, *([] if stats is None else [stats])], new, strict=True):
         slot.copy_(row)
 
 

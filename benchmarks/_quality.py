@@ -10,6 +10,7 @@ from typing import Any
 
 from _measure import RESULTS, markdown
 from _pages import filled
+from _trial_tables import trials
 
 from foca_dit.evaluation.tables import closeness
 
@@ -119,7 +120,7 @@ def decibels(row: dict[str, Any]) -> str:
     return "exact" if row["psnr"] is None else f"{row['psnr']:.1f}"
 
 
-SECTIONS = {"measured": lambda: tables(read()), "fid": distance}
+SECTIONS = {"measured": lambda: tables(read()), "trials": trials, "fid": distance}
 
 
 def _psnr(row: dict[str, Any]) -> float:

@@ -62,8 +62,7 @@ def sizes(results: Results, rounds: int) -> None:
     for exponent in SIZES:
         for make in op_cases(1 << exponent, "cpu", torch.bfloat16):
             case = make()
-            for slow in ("compile", "eager-float32", "cache-dit", "eager-in-place"):
-                case.providers.pop(slow, None)
+            case.leave_out("compile", "eager-float32", "cache-dit", "eager-in-place")
             print(f"\n{case.name}, 2^{exponent} {case.dtype}", flush=True)
             few = rounds if exponent > 20 else 3 * rounds
             print(table(run_case(case, "cpu", results, few)))
@@ -92,8 +91,7 @@ def features(results: Results, rounds: int) -> None:
             each = PER_FEATURE if kept == "each" else (PER_FEATURE * 16) // count
             shape = (1, each // 512, 512)
             case = lists.residual_case(count, shape, "cpu", rivals=False)
-            for other in ("foreach", "eager-in-place"):
-                case.providers.pop(other)
+            case.leave_out("foreach", "eager-in-place")
             case.providers |= {
                 "packed": packed_beside(lists.packed_case(count, shape, "cpu")),
             }

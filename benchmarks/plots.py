@@ -108,7 +108,7 @@ def speedup(cpu: Rows, gpu: Mapping[str, Rows]) -> Image.Image:
     lines: dict[str, list[tuple[float, float]]] = {"ideal": [(1.5, 1.5), (6.5, 6.5)]}
     for row in cpu:
         if row["case"] == "generation":
-            name = f"measured: {row['granularity']}, demo model, CPU"
+            name = f"measured: {row['cached']}, demo model, CPU"
             lines.setdefault(name, []).append((row["ideal"], row["speedup"]))
     for device, rows in gpu.items():
         for row in measured(rows):
@@ -132,7 +132,7 @@ def speedup(cpu: Rows, gpu: Mapping[str, Rows]) -> Image.Image:
 def skipped(cpu: Rows, gpu: Mapping[str, Rows]) -> Image.Image:
     """Bars: a skipped step in percent of a full one."""
     bars = [
-        (f"demo model, CPU: {row['granularity']}", 100 * row["share"])
+        (f"demo model, CPU: {row['cached']}", 100 * row["share"])
         for row in cpu
         if row["case"] == "skipped step"
     ]

@@ -32,28 +32,37 @@ def load(name: str) -> list[dict[str, Any]]:
 def skip_tables() -> str:
     """What a skipped step costs, and the speedup of whole generations."""
     rows = load("skip-cpu.json")
-    steps = {row["granularity"]: row for row in rows if row["case"] == "skipped step"}
-    runs = {row["granularity"]: row for row in rows if row["case"] == "generation"}
+    steps = {row["cached"]: row for row in rows if row["case"] == "skipped step"}
+    runs = {row["cached"]: row for row in rows if row["case"] == "generation"}
     any_run = next(iter(runs.values()))
     caption = (
         f"The demo's model on a CPU, batch {any_run['batch']}, {any_run['steps']} steps, "
-        f"N = {any_run['interval']} ({any_run['full_steps']} full steps): "
+        f"N = {any_run['interval']} ({any_run['full_steps']} full steps): medians of all rounds, "
+        "and in brackets from where to where they reach; PSNR in dB to the full run. "
         f"{where(any_run)} (`python benchmarks/skip.py`).\n\n"
     )
     return caption + markdown(
-        ["cached", "skipped step / full step", "speedup", "ideal", "of the ideal", "cache MB"],
+        ["cached", "skipped / full step", "speedup", "ideal", "of the ideal", "PSNR", "cache MB"],
         [
             [
-                f"`{name}`",
-                f"{steps[name]['share']:.1%}",
+                f"`{way}`" + "".join(more),
+                _ranged(steps[name], "share", ".1f"),
                 f"{run['speedup']:.2f}x",
                 f"{run['ideal']:.2f}x",
-                f"{run['of_ideal']:.0%}",
+                _ranged(run, "of_ideal", ".0f"),
+                f"{run['psnr']:.1f}",
                 f"{steps[name]['cache_mb']:.1f}",
             ]
             for name, run in runs.items()
+            for way, *more in [name.partition(",")]
         ],
     )
+
+
+def _ranged(row: dict[str, Any], name: str, form: str) -> str:
+    """In percent."""
+    value, low, high = (format(100 * x, form) for x in (row[name], *row[f"{name}_range"]))
+    return f"{value}% ({low} to {high})"
 
 
 def quality_table() -> str:
@@ -93,7 +102,9 @@ def op_table() -> str:
         "one slot), cold buffers: times faster than the same in eager bfloat16 as published caches "
         "write it, in eager bfloat16 with as few and as reused buffers as can be, in eager "
         "float32, with "
-        "`torch._foreach`, with `torch.compile`, and than the calibrator of cache-dit 1.5.3 "
+        "`torch._foreach`, with `torch.compile` of that float32 (new tensors, as published caches "
+        "make them, and in place, where it moves no more bytes than the kernel), and than the "
+        "calibrator of cache-dit 1.5.3 "
         "(whose update only clones): "
         f"{where(rows[0])} (`python benchmarks/ops.py ratios`).\n\n"
     )

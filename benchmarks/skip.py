@@ -2,9 +2,10 @@
 
     python benchmarks/skip.py [--batch 64] [--interval 5] [--out FILE.json]
 
-On the shipped Fashion-MNIST DiT, everything in one run: the time of a full step, of a skipped step
-at each granularity, and of whole generations with and without the cache. The ideal speedup is
-steps / full steps, as if a skipped step were free.
+On the shipped Fashion-MNIST DiT, everything in one run and in turn: the time of a full step, of a
+skipped step in every way of caching, and of whole generations with and without the cache. The ideal
+speedup is steps / full steps, as if a skipped step were free. Ratios are taken within each round,
+and the median of all rounds is the result; the smallest and the largest stand beside it.
 
 OpenMP is left as a user has it. On a busy machine set OMP_WAIT_POLICY=PASSIVE: threads then sleep
 between the small operations of a skipped step, which costs it about a quarter more.
@@ -16,7 +17,9 @@ import argparse
 import copy
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from _measure import RESULTS, Results
@@ -28,10 +31,16 @@ from foca_dit import (
     foca_cache_stats,
     remove_foca_cache,
 )
+from foca_dit.analysis.metrics import psnr
 from foca_dit.cli.demo import load
-from foca_dit.config import GRANULARITIES
 
 WEIGHTS = Path(__file__).parents[1] / "examples/fashion_dit/weights"
+WAYS: dict[str, dict[str, Any]] = {
+    "module": {"granularity": "module"},
+    "module, bfloat16 history": {"granularity": "module", "history_dtype": torch.bfloat16},
+    "stack": {"granularity": "stack"},
+    "output": {"granularity": "output"},
+}
 
 
 @torch.inference_mode()
@@ -53,8 +62,12 @@ def step_times(models, x, labels, steps: int, burst: int = 5) -> dict[str, list[
 
 
 @torch.inference_mode()
-def in_turn(models, scheduler, noise, labels, steps: int, burst: int) -> dict[str, float]:
-    """Seconds of one generation by each model, `burst` steps of each in turn as in `step_times`."""
+def in_turn(models, scheduler, noise, labels, steps: int, burst: int) -> tuple[dict, dict]:
+    """One generation by each model, `burst` steps of each in turn as in `step_times`.
+
+    Returns:
+        Seconds and images, by name.
+    """
     samplers = {name: copy.deepcopy(scheduler) for name in models}
     for sampler in samplers.values():
         sampler.set_timesteps(steps)
@@ -67,7 +80,18 @@ def in_turn(models, scheduler, noise, labels, steps: int, burst: int) -> dict[st
                 output = model(x[name], timestep=t.expand(len(noise)), class_labels=labels).sample
                 x[name] = samplers[name].step(output, t, x[name]).prev_sample
             seconds[name] += time.perf_counter() - started
-    return seconds
+    return seconds, x
+
+
+def over_rounds(name: str, ratios: Iterable[float]) -> dict[str, Any]:
+    """Columns of a result: the median of all rounds, and from where to where they reach."""
+    found = sorted(ratios)
+    return {name: statistics.median(found), f"{name}_range": [found[0], found[-1]]}
+
+
+def shown(row: dict[str, Any], name: str) -> str:
+    low, high = row[f"{name}_range"]
+    return f"{row[name]:.2%} ({low:.2%} to {high:.2%})"
 
 
 def main() -> None:
@@ -76,7 +100,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--interval", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=RESULTS / "skip-cpu.json")
     args = parser.parse_args()
 
@@ -84,62 +108,51 @@ def main() -> None:
     noise = torch.randn(args.batch, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(args.batch) % 10
     results = Results(args.out, "cpu")
-    models = {"full": model} | {granularity: load(args.model)[0] for granularity in GRANULARITIES}
-    for granularity in GRANULARITIES:
-        config = FoCaCacheConfig(granularity=granularity, schedule=FullSteps([0, 1, 2]))
-        apply_foca_cache(models[granularity], config)
-    times = step_times(models, noise, labels, 45)
-    full_ms = statistics.median(times["full"][5:])
-    print(f"full step: {full_ms:.1f} ms (batch {args.batch}, {torch.get_num_threads()} threads)")
-    for granularity in GRANULARITIES:
-        skipped_ms = statistics.median(times[granularity][5:])
-        stats = foca_cache_stats(models[granularity])
-        assert stats["full_steps"] == 3, stats
-        assert stats["skipped_steps"] == 42, stats
-        remove_foca_cache(models[granularity])
-        share = skipped_ms / full_ms
-        results.add(
-            case="skipped step",
-            granularity=granularity,
-            batch=args.batch,
-            full_ms=full_ms,
-            skipped_ms=skipped_ms,
-            share=share,
-            cache_mb=stats["nbytes"] / 1e6,
-        )
-        print(f"skipped step, {granularity:<7}{skipped_ms:>7.2f} ms {share:>7.2%} of a full step")
-
-    for granularity in GRANULARITIES:
-        config = FoCaCacheConfig(granularity=granularity, cache_interval=args.interval)
-        apply_foca_cache(models[granularity], config)
+    print(f"batch {args.batch}, {torch.get_num_threads()} threads")
+    models = {"full": model} | {way: load(args.model)[0] for way in WAYS}
+    for way, how in WAYS.items():
+        apply_foca_cache(models[way], FoCaCacheConfig(schedule=FullSteps([0, 1, 2]), **how))
     rounds = [
-        in_turn(models, scheduler, noise, labels, args.steps, args.interval)
-        for _ in range(args.repeats)
+        {name: statistics.median(ms[5:]) for name, ms in times.items()}
+        for times in (step_times(models, noise, labels, 25) for _ in range(args.rounds))
     ]
-    seconds = {name: sum(each[name] for each in rounds) / len(rounds) for name in models}
-    counts = {
-        granularity: foca_cache_stats(models[granularity])["full_steps"] // args.repeats
-        for granularity in GRANULARITIES
-    }
-    for granularity in GRANULARITIES:
-        speedup, ideal = seconds["full"] / seconds[granularity], args.steps / counts[granularity]
-        results.add(
-            case="generation",
-            granularity=granularity,
-            batch=args.batch,
-            interval=args.interval,
-            steps=args.steps,
-            full_steps=counts[granularity],
-            full_s=seconds["full"],
-            cached_s=seconds[granularity],
-            speedup=speedup,
-            ideal=ideal,
-            of_ideal=speedup / ideal,
-        )
-        print(
-            f"N = {args.interval}, {granularity:<7} {speedup:.2f}x of ideal {ideal:.2f}x "
-            f"({speedup / ideal:.1%})"
-        )
+    for way in WAYS:
+        stats = foca_cache_stats(models[way])
+        assert stats["full_steps"] == 3 * args.rounds, stats
+        assert stats["skipped_steps"] == 22 * args.rounds, stats
+        remove_foca_cache(models[way])
+        row = {
+            "full_ms": statistics.median(each["full"] for each in rounds),
+            "skipped_ms": statistics.median(each[way] for each in rounds),
+            **over_rounds("share", (each[way] / each["full"] for each in rounds)),
+            "cache_mb": stats["nbytes"] / 1e6,
+        }
+        results.add(case="skipped step", cached=way, batch=args.batch, **row)
+        print(f"skipped step, {way:<25}{shown(row, 'share')} of a full step")
+
+    for way, how in WAYS.items():
+        apply_foca_cache(models[way], FoCaCacheConfig(cache_interval=args.interval, **how))
+    seconds, images = [], {}
+    for _ in range(args.rounds):
+        taken, images = in_turn(models, scheduler, noise, labels, args.steps, args.interval)
+        seconds.append(taken)
+    for way in WAYS:
+        full_steps = foca_cache_stats(models[way])["full_steps"] // args.rounds
+        ideal = args.steps / full_steps
+        row = {
+            "interval": args.interval,
+            "steps": args.steps,
+            "full_steps": full_steps,
+            "full_s": statistics.median(each["full"] for each in seconds),
+            "cached_s": statistics.median(each[way] for each in seconds),
+            "speedup": statistics.median(each["full"] / each[way] for each in seconds),
+            "ideal": ideal,
+            **over_rounds("of_ideal", (each["full"] / each[way] / ideal for each in seconds)),
+            "psnr": psnr(images[way], images["full"]),
+        }
+        results.add(case="generation", cached=way, batch=args.batch, **row)
+        print(f"N = {args.interval}, {way:<25}{row['speedup']:.2f}x, {shown(row, 'of_ideal')} "
+              f"of the ideal {ideal:.2f}x, {row['psnr']:.1f} dB")  # fmt: skip
     print(f"written: {args.out}")
 
 

@@ -49,9 +49,7 @@ def statistics_rows(run: Run, name: str) -> None:
         if not run.budget.allows(run.results, what, 10 if run.on_gpu else 0):
             return
         case = cases.commit_case(n_stats, shape, run.device)
-        case.providers.pop("eager-float32", None)
-        if run.tiny or n_stats == 1:
-            case.providers.pop("compile", None)
+        case.leave_out("eager-float32", *(["compile"] if run.tiny or n_stats == 1 else []))
         if n_stats:
             for provider, kernel in cases.kernels_of("commit_", run.device).items():
                 case.providers[f"{provider} + passes"] = separately(kernel, n_stats, plain_norms)

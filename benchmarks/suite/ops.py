@@ -56,7 +56,7 @@ def ops_part(run: Run, quick: bool = False) -> None:
             if not run.budget.allows(run.results, name):
                 continue
             if not compiled_too(run, exponent, dtype):
-                case.providers.pop("compile", None)
+                case.leave_out("compile")
             print(f"\n{name}")
             try:
                 rows = run_case(case, run.device, run.results, run.rounds, cold=run.on_gpu)
@@ -85,6 +85,6 @@ def latencies(run: Run) -> None:
         if not run.budget.allows(run.results, f"call of {case.name}"):
             continue
         if run.tiny:
-            case.providers.pop("compile", None)
+            case.leave_out("compile")
         latency(case, run.device, run.results, calls)
         torch._dynamo.reset()

@@ -78,7 +78,7 @@ def collapsed(run: Run, name: str) -> None:
     for provider in cases.kernels_of("forecast_residual_", run.device):
         lists.by_group(case, 1, provider, run.device)
     if not run.tiny:
-        lists.by_group(case, min(8, count), "compile", run.device)
+        lists.by_group(case, min(8, count), "compile-in-place", run.device)
     print(f"\n{what}: {count} histories of {list(shape)}, {request.frames} frames")
     _run(run, case, model=name, frames=request.frames, features=count, part="collapsed")
     packed = lists.packed_case(count, shape, run.device)
@@ -91,10 +91,8 @@ def collapsed_in_one_graph(run: Run, name: str) -> None:
     if not run.budget.allows(run.results, f"collapsed skip compiled whole, {name}", 150):
         return
     case = lists.residual_case(count, shape, run.device, rivals=True)
-    for provider in ("eager", "eager-in-place", "eager-float32", "foreach"):
-        case.providers.pop(provider)
-    if run.tiny:
-        case.providers.pop("compile")
+    case.leave_out("eager", "foreach", *(["compile"] if run.tiny else []))
+    case.providers.pop("compile", None)  # minutes of compiling: the form in place is enough
     _run(run, case, model=name, frames=request.frames, features=count, part="collapsed")
 
 

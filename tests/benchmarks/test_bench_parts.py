@@ -85,7 +85,7 @@ def test_groups_compiled_together_are_the_collapsed_skip():
     from _cases_lists import by_group, residual_case
 
     case = residual_case(6, (1, 8, 16), "cpu", torch.float32, rivals=True)
-    by_group(case, 4, "compile", "cpu")
+    by_group(case, 4, "compile-in-place", "cpu")
     by_group(case, 1, "cpu-cpp", "cpu")
     results = {}
     for name, provider in case.providers.items():
@@ -93,7 +93,7 @@ def test_groups_compiled_together_are_the_collapsed_skip():
         inputs = case.inputs()
         returned = provider(inputs)()
         results[name] = inputs["x"] if returned is None else returned
-    assert {"compile", "compile, 4 at a time", "cpu-cpp, 1 at a time"} <= set(results)
+    assert {"compile", "compile-in-place, 4 at a time", "cpu-cpp, 1 at a time"} <= set(results)
     for name, x in results.items():
         assert torch.allclose(x, results["cpu-cpp"], rtol=1e-5, atol=1e-5), name
 

@@ -161,7 +161,7 @@ def absent(rows: Sequence[Row]) -> list[str]:
             if row["budget"] not in budgets:
                 budgets.append(row["budget"])
     return [
-        f"{name} ({', '.join(map(str, budgets))}): {why}"
+        f"{name} ({', '.join(map(str, sorted(budgets, reverse=True)))}): {why}"
         for (name, why), budgets in reasons.items()
     ]
 
