@@ -56,9 +56,14 @@ def tables(rows: Rows) -> str:
     parts = []
     for _, group in itertools.groupby(sorted(rows, key=_order), key=_order):
         chosen = list(group)
+        if not any(row.get("schedule") == "budget" for row in chosen):
+            continue  # tolerances alone: in the table below
         title = f"{drawn(chosen[0])}, {chosen[0]['images']} samples"
         parts.append(f"**{title}**\n\n{setting(chosen)}\n")
-    return "\n".join([*parts, "**By tolerance** (full steps: dB)\n", by_tolerance(rows), ""])
+    drawn_by_tolerance = [row["images"] for row in rows if row.get("schedule") == "tol"]
+    samples = f"on {min(drawn_by_tolerance)} to {max(drawn_by_tolerance)} samples"
+    said = f"**By tolerance** (full steps: dB; {samples})\n"
+    return "\n".join([*parts, said, by_tolerance(rows), ""])
 
 
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:
