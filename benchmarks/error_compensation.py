@@ -1,6 +1,6 @@
 """GOC and EOC on what they compensate: FORA, an L2C-style mask, over-caching.
 
-    python benchmarks/error_compensation.py [--images 16] [--out FILE.json]
+    python benchmarks/error_compensation.py [--images 128] [--out FILE.json]
 
 On the shipped Fashion-MNIST DiT, granularity `module`, 50 Euler steps, at shift 1 and 3. Every row
 is the PSNR in dB to the uncached run from the same noise, over images whose seeds calibration has
@@ -48,7 +48,7 @@ SHARES = (0.25, 0.5, 0.75)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=WEIGHTS)
-    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--samples", type=int, default=4, help="per calibration generation")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--shifts", type=float, nargs="+", default=SHIFTS)

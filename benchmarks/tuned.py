@@ -1,6 +1,6 @@
 """Tuned plans beside what needs no calibration, at equal full steps.
 
-    python benchmarks/tuned.py [--images 32] [--budgets 7 9 12 18] [--out FILE.json]
+    python benchmarks/tuned.py [--images 128] [--budgets 7 9 12 18] [--out FILE.json]
 
 On the shipped Fashion-MNIST DiT, granularity `module`, 50 Euler steps, at shift 1 and 3. A row is
 the PSNR in dB to the uncached run from the same noise, over images that no plan has seen.
@@ -41,7 +41,7 @@ WEIGHTS = Path(__file__).parents[1] / "examples/fashion_dit/weights"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=WEIGHTS)
-    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--samples", type=int, default=8, help="recorded per plan")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--budgets", type=int, nargs="+", default=[7, 9, 12, 18])
