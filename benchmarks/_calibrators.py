@@ -1,9 +1,11 @@
-"""Forecasts and updates of cache-dit's calibrators beside ours: one feature, the same job.
+"""Forecasts and updates of cache-dit's calibrators beside ours: the same job on the same features.
 
 cache-dit's FoCa calibrator keeps four tensors and its TaylorSeer two; both are plain PyTorch. Their
 states are filled by their own `update`, and a forecast is their own `approximate`. A forecast is
 timed over a whole interval: N - 1 of them, at distances 1 to N - 1, since beyond a distance of 3
-cache-dit's FoCa takes three more passes.
+cache-dit's FoCa takes three more passes. One feature is what a cache of the whole stack has; with
+`FEATURES` of them a skipped step is what a cache of every module has: each is forecast, gated and
+added to the stream, by cache-dit's calibrators one after another, by ours in one launch.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from foca_kernels import bytes_moved
 PEER = "cache_dit.caching.cache_contexts.calibrators"
 SCHEMES: dict[str, Scheme] = {"FoCa": FoCa(feedback=1.0), "TaylorSeer-1": TaylorSeer(order=1)}
 GAP = 5
+FEATURES, WIDTH = 8, 512
 
 
 def state_of(name: str) -> Any:
@@ -62,6 +65,7 @@ def cases(elements: int, dtype: torch.dtype) -> Iterator[Case]:
     yield forecast_case("FoCa", elements, dtype, 5, add=True)
     yield forecast_case("TaylorSeer-1", elements, dtype, 5, add=False)
     yield forecast_case("TaylorSeer-1", elements, dtype, 5, add=True)
+    yield modules_case("FoCa", elements, dtype, 5)
     yield update_case(elements, dtype)
 
 
@@ -118,6 +122,53 @@ def forecast_case(name: str, elements: int, dtype: torch.dtype, interval: int, a
         case.providers["cpu-cpp, bfloat16 history"] = lambda i: ours(
             {"x": i["x"], "history": [t.bfloat16() for t in i["history"]]}
         )
+    if state_of(name) is not None:
+        case.providers[f"cache-dit {name}"] = theirs
+    return case
+
+
+def modules_case(name: str, elements: int, dtype: torch.dtype, interval: int) -> Case:
+    """Several features of `elements` each, gated per channel and added to one stream."""
+    make = Maker("cpu", dtype)
+    shape = (1, elements // WIDTH, WIDTH)
+    size = SCHEMES[name].history_size
+    weights = [make.small([row] * FEATURES) for row in weights_of(name, interval)]
+
+    def ours(i: Inputs) -> Call:
+        x, history, gates = i["x"], i["history"], i["gates"]
+        return lambda: [torch.ops.foca.forecast_residual_(x, history, w, gates) for w in weights]
+
+    def theirs(i: Inputs) -> Call:
+        x, history, gates = i["x"], i["history"], i["gates"]
+        states = [filled(name, [*history[n : n + 2], x]) for n in range(0, FEATURES * size, size)]
+        anchor = states[0].current_step
+        kept = [{k: v for k, v in vars(s).items() if k.startswith("F_")} for s in states]
+
+        def run() -> None:
+            for state, values in zip(states, kept, strict=True):
+                vars(state).update(values)
+            for j in range(1, interval):
+                stream = x
+                for state, gate in zip(states, gates, strict=True):
+                    state.current_step = anchor + j
+                    stream = stream + gate * state.approximate()
+
+        return run
+
+    case = Case(
+        f"{FEATURES} features: forecast, gate and add, {name}, N={interval}",
+        make.name,
+        shape,
+        lambda: {
+            "x": make(*shape),
+            "history": make.many(FEATURES * size, shape),
+            "gates": make.many(FEATURES, (1, 1, WIDTH)),
+        },
+        lambda i: sum(
+            bytes_moved.forecast_residual_(i["x"], i["history"], w, i["gates"]) for w in weights
+        ),
+        {"cpu-cpp": ours},
+    )
     if state_of(name) is not None:
         case.providers[f"cache-dit {name}"] = theirs
     return case

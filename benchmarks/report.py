@@ -55,6 +55,11 @@ def skip_tables() -> str:
             ]
             for name, run in runs.items()
             for way, *more in [name.partition(",")]
+        ]
+        + [
+            ["no blocks: the model's embedding and head", _ranged(row, "share", ".1f"), *[""] * 5]
+            for name, row in steps.items()
+            if name not in runs
         ],
     )
 
