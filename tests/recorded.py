@@ -22,11 +22,13 @@ class _Recorder(TorchDispatchMode):
         return output
 
 
-def recorded(run):
+def recorded(run, device):
     """(replay, output), as `foca_dit.graphs.captured_on_cuda` returns them."""
+    assert device.type == "cpu"
     with _Recorder() as recorder:
         output = run()
 
+    @torch.inference_mode()
     def replay():
         now = {}
 

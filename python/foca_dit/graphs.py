@@ -7,7 +7,9 @@ weights of the forecasts change from step to step; the kernels read them from a 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from foca_dit.history import FeatureHistories
 from foca_dit.stats import CacheStats
 
 Arguments = Mapping[str, Any]
+Replay = Callable[[], None]
 Step = Callable[[Arguments], Any]
 """The model's skipped step. It changes nothing, so it may run any number of times."""
 
@@ -28,26 +31,38 @@ PARALLEL = "the model's weights are sharded"
 AUTOCAST = "autocast keeps casts of weights, which a graph would not renew"
 
 
-def captured_on_cuda(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+_capturing = threading.Lock()
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures: libraries keep a workspace for every stream that they ever saw."""
+    return torch.cuda.Stream(device)
+
+
+def captured_on_cuda(run: Callable[[], Any], device: torch.device) -> tuple[Replay, Any]:
     """(replay, output): a graph of what `run` launches, and the tensors that every replay fills.
 
     Not through `torch.cuda.graph`, which collects garbage and empties the allocator's cache first:
     that would cost more than a generation gains.
     """
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()  # loads kernels and makes workspaces, which a capture cannot
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            output = run()
-        finally:
-            graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
+    with _capturing, torch.cuda.device(device):
+        stream, graph = _capture_stream(device), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            run()  # loads kernels and makes workspaces, which a capture cannot
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                output = run()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
     return graph.replay, output
 
 
-CAPTURES = {"cuda": captured_on_cuda}
+CAPTURES: dict[str, Callable[[Callable[[], Any], torch.device], tuple[Replay, Any]]] = {
+    "cuda": captured_on_cuda
+}
 """By type of device, how a graph is made."""
 
 
@@ -56,13 +71,16 @@ class SkipGraph:
 
     def __init__(self, step: Step, arguments: Arguments, histories: FeatureHistories) -> None:
         leaves, self._spec = tree_flatten(dict(arguments))
-        self._leaves = [_own(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         self._allocations = histories.allocations
         device = histories.device
-        self._table = histories.table().to(device)
+        with torch.inference_mode(False), torch.no_grad():  # to be written in either mode
+            self._leaves = [
+                _own(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves
+            ]
+            self._table = histories.table().to(device, copy=True)
         with histories.reading(self._table):
             self._replay, self._output = CAPTURES[device.type](
-                lambda: step(tree_unflatten(self._leaves, self._spec))
+                lambda: step(tree_unflatten(self._leaves, self._spec)), device
             )
 
     def serves(self, arguments: Arguments, histories: FeatureHistories) -> bool:
@@ -71,6 +89,7 @@ class SkipGraph:
         return (
             spec == self._spec
             and histories.allocations == self._allocations
+            and not histories.factored
             and all(_alike(*pair) for pair in zip(self._leaves, leaves, strict=True))
         )
 
@@ -154,10 +173,17 @@ def _own(value: torch.Tensor) -> torch.Tensor:
 def _alike(own: Any, given: Any) -> bool:
     """Whether a value may stand in the place of the one that was captured."""
     if not isinstance(own, torch.Tensor) or not isinstance(given, torch.Tensor):
-        return type(own) is type(given) and bool(own == given)
+        return own is given or (type(own) is type(given) and _equal(own, given))
     return (
         own.shape == given.shape
         and own.dtype == given.dtype
         and own.device == given.device
         and [s == 0 for s in own.stride()] == [s == 0 for s in given.stride()]
     )
+
+
+def _equal(own: Any, given: Any) -> bool:
+    try:
+        return bool(own == given)
+    except ValueError:  # arrays
+        return False

@@ -122,7 +122,7 @@ def test_the_replayed_step_is_the_skipped_step(name, granularity, plain, monkeyp
 def test_a_refused_graph_is_left_out_with_its_reason(run, monkeypatch):
     from suite.skipped import whole_steps
 
-    def failing(step):
+    def failing(step, device):
         raise RuntimeError("no")
 
     monkeypatch.setitem(graphs.CAPTURES, "cpu", failing)

@@ -1,5 +1,8 @@
 """Skipped steps replayed from a graph: recorded operators on a CPU, CUDA graphs on a GPU."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from cases import BY_NAME, CASES, WIDTH
@@ -157,14 +160,41 @@ def test_where_there_are_no_graphs_steps_run_as_ever(monkeypatch):
     assert torch.equal(output, eager(DIT))
 
 
-def test_factors_of_a_scheme_are_refused(monkeypatch):
+@pytest.mark.parametrize("first", [0, 7])
+def test_factors_of_a_scheme_are_refused(monkeypatch, first):
+    """From the first skipped step on, or once they set in."""
+
     def factor(self, feature, anchors, step, device):
-        return torch.full((1, DIT.tokens, WIDTH), 1.0 + step / 100)
+        return torch.full((1, DIT.tokens, WIDTH), 1.0 + step / 100) if step >= first else None
 
     monkeypatch.setattr(FoCa, "factor", factor)
     output, stats = drawn(DIT, config())
-    assert stats["graph_refusals"] == {graphs.FACTORED: STEPS - 4}
+    if first:  # skipped: 2, 3, 5, 6, then 7, 9, 10, 11
+        assert (stats["graph_replays"], stats["graph_refusals"]) == (4, {graphs.CHANGED: 4})
+    else:
+        assert stats["graph_refusals"] == {graphs.FACTORED: STEPS - 4}
     assert torch.equal(output, eager(DIT))
+
+
+def test_one_generation_may_change_between_inference_mode_and_no_grad():
+    models = [
+        apply_foca_cache(DIT.model(), how)
+        for how in (config(), replace(config(), cuda_graph=False))
+    ]
+    x, labels = torch.randn(2, *DIT.shape), torch.tensor([1, 2])
+    for step in range(7):
+        mode = torch.no_grad() if step % 2 else torch.inference_mode()
+        with mode:
+            time = torch.full((2,), 900.0 - 100 * step)
+            found, wanted = (m(x, timestep=time, class_labels=labels).sample for m in models)
+        assert torch.equal(found, wanted)
+    assert foca_cache_stats(models[0])["graph_replays"] == 4
+
+
+def test_arrays_among_the_arguments_are_not_compared():
+    assert not graphs._alike(np.ones(2), np.ones(2))
+    same = np.ones(2)
+    assert graphs._alike(same, same)
 
 
 def test_autocast_is_refused():
