@@ -19,8 +19,8 @@ from _run import run_case
 from foca_dit import FullSteps, foca_cache_stats
 from foca_dit.adapters import block_hooks
 from foca_dit.adapters.published import PUBLISHED, Request
+from foca_dit.capture import CAPTURES
 from foca_dit.config import GRANULARITIES
-from foca_dit.graphs import CAPTURES
 from foca_dit.history import FeatureHistories
 
 from . import models

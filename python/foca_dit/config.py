@@ -82,10 +82,10 @@ class FoCaCacheConfig:
             and quality. `cache_interval` must then stay unset.
         plan: a file written by `foca-dit tune`. It brings scheme, schedule, granularity and time,
             which must then stay unset, and refuses a model or sampler that it was not tuned for.
-        cuda_graph: replay skipped steps as one CUDA graph, which is captured at the first of every
-            generation: one launch instead of a hundred small ones. Hooks of others on the model's
-            embedding and head do not run in a replay. Where it cannot be done, the steps run as
-            ever and `foca_cache_stats(model)["graph_refusals"]` says why.
+        cuda_graph: replay skipped steps as one CUDA graph, captured at the first of every
+            generation: one launch instead of a few per block. The model's weights must then stay as
+            they are until a generation ends. Where it cannot be done, the steps run as ever and
+            `foca_cache_stats(model)["graph_refusals"]` says why (docs/models.md).
 
     Raises:
         ValueError, TypeError: a field that makes no sense; the message names it.

@@ -7,81 +7,66 @@ weights of the forecasts change from step to step; the kernels read them from a 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
+from foca_dit.capture import CAPTURES, NotCapturable, is_capturing, stream_of, watched
 from foca_dit.history import FeatureHistories
 from foca_dit.stats import CacheStats
 
 Arguments = Mapping[str, Any]
-Replay = Callable[[], None]
 Step = Callable[[Arguments], Any]
 """The model's skipped step. It changes nothing, so it may run any number of times."""
 
-CHANGED = "an argument is not as it was when the graph was captured"
+PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
+"""What may stand beside tensors in arguments and output: equal values mean equal steps."""
+TENSORS = (torch.Tensor, torch.nn.Parameter)
+
+CHANGED = "a call differs from the captured one in more than the values of its tensors"
 FACTORED = "the scheme's factors change from step to step"
-OFFLOADED = "the model's weights are offloaded"
-PARALLEL = "the model's weights are sharded"
+HOOKED = "hooks of diffusers or accelerate work on the model's weights or inputs"
+ELSEWHERE = "the model's weights are not all on the device of its features"
+SHARDED = "the model's weights are sharded or wrapped"
+REPLACED = "the step replaces the model's weights"
 AUTOCAST = "autocast keeps casts of weights, which a graph would not renew"
-
-
-_capturing = threading.Lock()
-
-
-@cache
-def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all captures: libraries keep a workspace for every stream that they ever saw."""
-    return torch.cuda.Stream(device)
-
-
-def captured_on_cuda(run: Callable[[], Any], device: torch.device) -> tuple[Replay, Any]:
-    """(replay, output): a graph of what `run` launches, and the tensors that every replay fills.
-
-    Not through `torch.cuda.graph`, which collects garbage and empties the allocator's cache first:
-    that would cost more than a generation gains.
-    """
-    with _capturing, torch.cuda.device(device):
-        stream, graph = _capture_stream(device), torch.cuda.CUDAGraph()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            run()  # loads kernels and makes workspaces, which a capture cannot
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                output = run()
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
-    return graph.replay, output
-
-
-CAPTURES: dict[str, Callable[[Callable[[], Any], torch.device], tuple[Replay, Any]]] = {
-    "cuda": captured_on_cuda
-}
-"""By type of device, how a graph is made."""
+NESTED = "the call is part of a capture already"
 
 
 class SkipGraph:
     """One captured skipped step: new arguments and weights are copied in, then it is replayed."""
 
-    def __init__(self, step: Step, arguments: Arguments, histories: FeatureHistories) -> None:
+    def __init__(
+        self,
+        step: Step,
+        module: torch.nn.Module,
+        arguments: Arguments,
+        histories: FeatureHistories,
+    ) -> None:
         leaves, self._spec = tree_flatten(dict(arguments))
         self._allocations = histories.allocations
-        device = histories.device
+        self._device = device = histories.device
+        self._stream = stream_of(device)
         with torch.inference_mode(False), torch.no_grad():  # to be written in either mode
             self._leaves = [
                 _own(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves
             ]
             self._table = histories.table().to(device, copy=True)
-        with histories.reading(self._table):
-            self._replay, self._output = CAPTURES[device.type](
-                lambda: step(tree_unflatten(self._leaves, self._spec)), device
-            )
+
+        def run() -> Any:
+            with histories.reading(self._table):
+                return step(tree_unflatten(self._leaves, self._spec))
+
+        before = _addresses(module)
+        output = watched(run, device)
+        if _addresses(module) != before:
+            raise NotCapturable(REPLACED)
+        for leaf in tree_leaves(output):
+            if type(leaf) not in (*TENSORS, *PLAIN):
+                raise NotCapturable(f"the model returns a {type(leaf).__name__}")
+        self._replay, self._output = CAPTURES[device.type](run, device)
 
     def serves(self, arguments: Arguments, histories: FeatureHistories) -> bool:
         """Whether a replay computes this step: all is alike but the values of tensors."""
@@ -90,6 +75,8 @@ class SkipGraph:
             spec == self._spec
             and histories.allocations == self._allocations
             and not histories.factored
+            and stream_of(self._device) == self._stream
+            and not torch.is_autocast_enabled(self._device.type)
             and all(_alike(*pair) for pair in zip(self._leaves, leaves, strict=True))
         )
 
@@ -104,12 +91,13 @@ class SkipGraph:
 
 
 class SkippedSteps:
-    """The skipped steps of one guidance branch: captured at the first, replayed ever after."""
+    """The skipped steps of one guidance branch: captured at the first, replayed from then on."""
 
     def __init__(self) -> None:
         self._graph: SkipGraph | None = None
-        self._refused: str | None = None
+        self._refused = ""
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def run(
         self,
         step: Step,
@@ -118,20 +106,37 @@ class SkippedSteps:
         histories: FeatureHistories,
         stats: CacheStats,
     ) -> Any:
-        """The output of a skipped step, by a graph if that can be; `stats` counts both."""
-        if self._graph is None and self._refused is None:
-            self._refused = next(_obstacles(module, arguments, histories), None)
-            if self._refused is None:
-                try:
-                    self._graph = SkipGraph(step, arguments, histories)
-                except RuntimeError as error:
-                    line = (str(error).splitlines() or [type(error).__name__])[0]
-                    self._refused = f"the capture failed: {line}"
-        if self._graph is not None and self._graph.serves(arguments, histories):
+        """The output of a skipped step, by a graph if that can be; `stats` counts both.
+
+        What is compiled runs as it was written here: a graph needs no fewer launches.
+        """
+        if self._graph is None and not self._refused:
+            self._capture(step, module, arguments, histories)
+        if self._graph is not None and not self._graph.serves(arguments, histories):
+            self._graph, self._refused = None, CHANGED
+        if self._graph is not None:
             stats.graph_replays += 1
             return self._graph(arguments, histories)
-        stats.graph_refusals[self._refused or CHANGED] += 1
+        stats.graph_refusals[self._refused] += 1
         return step(arguments)
+
+    def _capture(
+        self,
+        step: Step,
+        module: torch.nn.Module,
+        arguments: Arguments,
+        histories: FeatureHistories,
+    ) -> None:
+        self._refused = next(_obstacles(module, arguments, histories), "")
+        if self._refused:
+            return
+        try:
+            self._graph = SkipGraph(step, module, arguments, histories)
+        except NotCapturable as error:
+            self._refused = str(error)
+        except Exception as error:  # the step itself still runs, and says if it is its own
+            line = (str(error).splitlines() or [""])[0]
+            self._refused = f"the capture failed: {type(error).__name__}: {line}"
 
 
 def _obstacles(
@@ -141,23 +146,34 @@ def _obstacles(
     device = histories.device
     if device.type not in CAPTURES:
         yield f"the model runs on {device.type}: graphs are captured on {', '.join(CAPTURES)}"
+    if is_capturing(device):
+        yield NESTED
     if histories.factored:
         yield FACTORED
     if torch.is_autocast_enabled(device.type):
         yield AUTOCAST
     for name, value in arguments.items():
         for leaf in tree_leaves(value):
-            if isinstance(leaf, torch.Tensor) and leaf.device != device:
+            if type(leaf) not in (*TENSORS, *PLAIN):
+                yield f"argument '{name}' holds a {type(leaf).__name__}"
+            elif isinstance(leaf, torch.Tensor) and leaf.device != device:
                 yield f"argument '{name}' is on {leaf.device}, the features on {device}"
     for part in module.modules():
-        hooks = getattr(part, "_diffusers_hook", None)
-        if hasattr(part, "_hf_hook") or (hooks and hooks.get_hook("group_offloading")):
-            yield OFFLOADED
+        registry = getattr(part, "_diffusers_hook", None)
+        hooks = [] if registry is None else registry.hooks.values()
+        foreign = (type(hook).__module__.partition(".")[0] != "foca_dit" for hook in hooks)
+        if hasattr(part, "_hf_hook") or any(foreign):
+            yield HOOKED
     for parameter in module.parameters():
-        if isinstance(parameter, DTensor):
-            yield PARALLEL
+        if type(parameter) is not torch.nn.Parameter or type(parameter.data) is not torch.Tensor:
+            yield SHARDED
         if parameter.device != device:
-            yield OFFLOADED
+            yield ELSEWHERE
+
+
+def _addresses(module: torch.nn.Module) -> list[int]:
+    """Where weights and buffers are."""
+    return [tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers())]
 
 
 def _dense(value: torch.Tensor) -> torch.Tensor:
@@ -172,18 +188,12 @@ def _own(value: torch.Tensor) -> torch.Tensor:
 
 def _alike(own: Any, given: Any) -> bool:
     """Whether a value may stand in the place of the one that was captured."""
-    if not isinstance(own, torch.Tensor) or not isinstance(given, torch.Tensor):
-        return own is given or (type(own) is type(given) and _equal(own, given))
+    if not isinstance(own, torch.Tensor):
+        return type(own) is type(given) and bool(own == given)
     return (
-        own.shape == given.shape
+        isinstance(given, torch.Tensor)
+        and own.shape == given.shape
         and own.dtype == given.dtype
         and own.device == given.device
         and [s == 0 for s in own.stride()] == [s == 0 for s in given.stride()]
     )
-
-
-def _equal(own: Any, given: Any) -> bool:
-    try:
-        return bool(own == given)
-    except ValueError:  # arrays
-        return False

@@ -16,7 +16,7 @@ from _pages import MARKERS
 from recorded import recorded
 from suite.run import Run
 
-from foca_dit import graphs
+from foca_dit import capture
 
 # `make bench` installs cache-dit, `make test` does not.
 PEERS = 2 if find_spec("cache_dit") else 0
@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
         results = Results(folder / f"gpu-tiny-{part}.json", "cpu")
         return Run("cpu", results, Budget(600), tiny=True, rounds=1)
 
-    with torch.inference_mode(), patch.dict(graphs.CAPTURES, cpu=recorded):
+    with torch.inference_mode(), patch.dict(capture.CAPTURES, cpu=recorded):
         skipped.whole_steps(steps := run("skip"), "flux.1-dev")
         skipped.whole_steps(steps, "dit-xl/2-256")
         skipped.collapsed(steps, "flux.1-dev")

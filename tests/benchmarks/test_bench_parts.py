@@ -9,7 +9,7 @@ from _measure import Budget
 from recorded import recorded
 from suite import models
 
-from foca_dit import FullSteps, foca_cache_stats, graphs
+from foca_dit import FullSteps, capture, foca_cache_stats
 from foca_kernels import bytes_moved
 
 COLUMNS = {
@@ -65,7 +65,7 @@ def test_a_part_without_time_says_what_it_dropped(run):
 def test_skip_measures_pieces_launches_and_a_replay(run, monkeypatch):
     from suite.skipped import PIECES, collapsed, whole_steps
 
-    monkeypatch.setitem(graphs.CAPTURES, "cpu", recorded)
+    monkeypatch.setitem(capture.CAPTURES, "cpu", recorded)
     whole_steps(run, "dit-xl/2-256")
     collapsed(run, "dit-xl/2-256")
     rows = rows_of(run)
@@ -107,7 +107,7 @@ def test_groups_compiled_together_are_the_collapsed_skip():
 def test_the_replayed_step_is_the_skipped_step(name, granularity, plain, monkeypatch):
     from suite.skipped import ANCHORS, stepper
 
-    monkeypatch.setitem(graphs.CAPTURES, "cpu", recorded)
+    monkeypatch.setitem(capture.CAPTURES, "cpu", recorded)
     workload = models.build(name, "cpu", tiny=True, plain=plain)
     outputs = {}
     for graph in (True, False):
@@ -125,11 +125,11 @@ def test_a_refused_graph_is_left_out_with_its_reason(run, monkeypatch):
     def failing(step, device):
         raise RuntimeError("no")
 
-    monkeypatch.setitem(graphs.CAPTURES, "cpu", failing)
+    monkeypatch.setitem(capture.CAPTURES, "cpu", failing)
     whole_steps(run, "dit-xl/2-256")
     rows = json.loads(run.results.path.read_text())
     reasons = [row["left_out"] for row in rows if "left_out" in row]
-    assert reasons == ["the capture failed: no"] * 2
+    assert reasons == ["the capture failed: RuntimeError: no"] * 2
 
 
 LARGE = ("flux.1-dev", "hunyuan-video", "wan2.1-14b", "dit-xl/2-512")

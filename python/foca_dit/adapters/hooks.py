@@ -135,11 +135,7 @@ class ModelHook(Hook):
 
     def _is_graphed(self, state: CacheState) -> bool:
         """Whether skipped steps are to be replayed: at `output` there is nothing to launch."""
-        return (
-            state.settings.cuda_graph
-            and self.granularity != "output"
-            and not torch.compiler.is_compiling()
-        )
+        return state.settings.cuda_graph and self.granularity != "output"
 
     def perform(
         self, histories: FeatureHistories, mode: Mode, state: CacheState, kwargs: dict[str, Any]
