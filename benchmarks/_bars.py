@@ -85,7 +85,7 @@ def _skipped(rows: Rows) -> str:
 def _end_to_end(rows: Rows) -> str:
     parts = []
     for row in select(rows, model=FLUX, mode="eager"):
-        if row["provider"] in ("foca stack", "foca module") and row["of_ideal"]:
+        if row["provider"].startswith(("foca stack", "foca module")) and row["of_ideal"]:
             name = f"{row['provider'].removeprefix('foca ')}, N={row['interval']}"
             bytes_too = f" ({row['of_bytes']:.2f} of its bytes)" if "module" in name else ""
             parts.append(f"{name}: {row['of_ideal']:.2f}{bytes_too}")
@@ -102,9 +102,11 @@ def _peak(rows: Rows) -> str:
 def _launches(rows: Rows) -> str:
     parts = []
     for row in select(rows, model=FLUX, case="skipped step, module"):
-        graph = "graph" in row["provider"]
-        what = "as a graph, host calls" if graph else "whole step, launches"
-        parts.append(f"{what}: {row['launches']}")
+        issued = ", ".join(f"{name} {count}" for name, count in row.get("issued", {}).items())
+        if "graph" in row["provider"]:
+            parts.append(f"as a graph: {issued or row['launches']}")
+        else:
+            parts.append(f"whole step, launches: {row['launches']}")
         for name, count, _ in row.get("slowest", []):
             if "residual" in name:
                 parts.append(f"collapsed part: {count}")

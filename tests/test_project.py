@@ -16,7 +16,7 @@ KERNELS = ROOT / "foca_kernels"
 BELOW_STATE = {
     "config", "files", "schemes", "schedules", "times", "clock", "origin", "plan", "tuned",
 }  # fmt: skip
-STATE = {"state", "history", "trajectory", "stats"}
+STATE = {"state", "history", "graphs", "capture", "trajectory", "stats"}
 ALLOWED = {
     **dict.fromkeys(BELOW_STATE, BELOW_STATE),
     **dict.fromkeys(STATE, BELOW_STATE | STATE),

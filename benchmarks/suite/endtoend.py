@@ -123,9 +123,11 @@ def methods(
     if with_full:
         yield Method("full", steps, nullcontext)
     for granularity in ("stack", "module", "output"):
-        name = f"foca {granularity}"
-        applied = partial(_foca, granularity=granularity, full=full)
-        yield Method(name, len(full), applied, granularity, interval)
+        graphs = (False, True) if workload.sample.is_cuda and granularity != "output" else (False,)
+        for graph in graphs:
+            name = f"foca {granularity}" + (", one graph" if graph else "")
+            applied = partial(_foca, granularity=granularity, full=full, graph=graph)
+            yield Method(name, len(full), applied, granularity, interval)
     if workload.source.startswith("plain"):
         return  # the installed caches know diffusers' classes only
     near, count = peers.nearest_taylorseer(len(full), workload.warmup, steps)
@@ -141,8 +143,8 @@ def methods(
 
 
 @contextmanager
-def _foca(workload: Workload, granularity: str, full: list[int]) -> Iterator[Workload]:
-    with workload.cached(granularity, FullSteps(full)):
+def _foca(workload: Workload, granularity: str, full: list[int], graph: bool) -> Iterator[Workload]:
+    with workload.cached(granularity, FullSteps(full), cuda_graph=graph):
         yield workload
 
 
@@ -182,6 +184,8 @@ def _generation(
             raise RuntimeError("the generation is not finite")
         if method.granularity:
             stats = foca_cache_stats(applied.model)
+            if stats["graph_refusals"]:
+                raise RuntimeError("; ".join(stats["graph_refusals"]))
             seen |= {"held_bytes": stats["nbytes"], "histories": stats["features"]}
         return seen
 

@@ -16,10 +16,10 @@ import torch
 from _measure import MAX_COPY_BYTES, table
 from _run import run_case
 
-from foca_dit import FullSteps
+from foca_dit import FullSteps, foca_cache_stats
 from foca_dit.adapters import block_hooks
-from foca_dit.adapters.hooks import find_hook
 from foca_dit.adapters.published import PUBLISHED, Request
+from foca_dit.capture import CAPTURES
 from foca_dit.config import GRANULARITIES
 from foca_dit.history import FeatureHistories
 
@@ -110,7 +110,7 @@ def _run(run: Run, case: Any, **columns: Any) -> None:
 
 
 def whole_steps(run: Run, name: str) -> None:
-    """A full step, a skipped one at each granularity, its pieces, and its one-graph replay."""
+    """A full step, a skipped one at each granularity, its pieces, and its replay as one graph."""
     what = f"whole skipped step, {name}"
     if not run.budget.allows(run.results, what, 60 if run.on_gpu else 0):
         return
@@ -164,18 +164,29 @@ def _skipped(run: Run, workload: Workload, granularity: str, full_ms: float) -> 
             f"  {granularity:<8}{ms:>9.3f} ms {ms / full_ms:>7.2%} of a full step; "
             f"{seen['launches']} launches; ms: {shown}"
         )
-        try:
-            ms, launches = replayed(run, skip_alone(workload))
-        except Exception as error:
-            run.results.left_out(
-                f"{workload.name}: skipped step, {granularity}, one graph", why(error)
-            )
-            return
-        _row(
-            run, workload, f"skipped step, {granularity}", "foca, one graph", ms,
-            share=ms / full_ms, launches=launches,
-        )  # fmt: skip
-        print(f"  {granularity:<8}{ms:>9.3f} ms {ms / full_ms:>7.2%} as one graph")
+    if granularity != "output" and workload.sample.device.type in CAPTURES:
+        _graphed(run, workload, granularity, full_ms)
+
+
+def _graphed(run: Run, workload: Workload, granularity: str, full_ms: float) -> None:
+    """The same, replayed as one graph: what a user gets with `cuda_graph=True`."""
+    case = f"skipped step, {granularity}"
+    with workload.cached(granularity, FullSteps(ANCHORS), cuda_graph=True):
+        step = stepper(workload)
+        for _ in ANCHORS:
+            step()
+        ms = run.ms(step)
+        seen = trace(step, run.device)
+        stats = foca_cache_stats(workload.model)
+    if refused := stats["graph_refusals"]:
+        run.results.left_out(f"{workload.name}: {case}, one graph", "; ".join(refused))
+        return
+    _row(
+        run, workload, case, "foca, one graph", ms, share=ms / full_ms,
+        launches=sum(seen["issued"].values()) or seen["launches"],
+        issued=seen["issued"], host_us=seen["host_us"],
+    )  # fmt: skip
+    print(f"  {granularity:<8}{ms:>9.3f} ms {ms / full_ms:>7.2%} as one graph")
 
 
 def _row(
@@ -191,50 +202,6 @@ def stepper(workload: Workload) -> Callable[[], torch.Tensor]:
     """Calls the model at the next step of one long generation, every time it is called."""
     step = iter(range(MANY))
     return lambda: workload.call(workload.sample, 1 - next(step) / MANY)
-
-
-def skip_alone(workload: Workload) -> Callable[[], Any]:
-    """The skipped step without the host's bookkeeping, with its weights on the device.
-
-    This is what one CUDA graph holds: embedding, gates, collapsed skip, head. New weights copied
-    into the device's table serve the next step of the same graph.
-    """
-    hook = find_hook(workload.model)
-    assert hook is not None
-    branch = next(iter(hook.state.branches.values()))
-    histories: FeatureHistories = branch.histories
-    tau = [*branch.trajectory.tau, branch.trajectory.tau[-1] + 1.0]
-    histories.begin(len(tau) - 1, tau)
-    for feature in range(hook.features):
-        histories._weights_of(feature)  # fills the table of this step
-    histories._weights = {
-        anchors: weights.to(workload.sample.device)
-        for anchors, weights in histories._weights.items()
-    }
-    device = workload.sample.device
-    timestep = torch.full((1,), workload.scale * (1 - (len(tau) - 1) / MANY), device=device)
-    arguments = {
-        "hidden_states": workload.sample,
-        "timestep": timestep.expand(len(workload.sample)),
-        **workload.arguments,
-    }
-    return lambda: hook.perform(histories, "skip", hook.state, arguments)
-
-
-def replayed(run: Run, call: Callable[[], Any]) -> tuple[float, int]:
-    """(milliseconds, host calls) of a captured graph of the call; on a CPU, of the call itself."""
-    if not run.on_gpu:
-        return run.ms(call), 1
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return run.ms(graph.replay), 1
 
 
 # Its pieces --------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ def trace(call: Callable[[], object], device: str) -> dict[str, Any]:
         gaps_us: of it, idle. host_us: until the call returns, measured without the profiler.
         slowest: (name, how many, microseconds) of the launches that take longest in sum.
         spans: (begin, duration, name) of each, in microseconds.
+        issued: by name, how many calls of CUDA's started them: a graph is one.
     """
     on_gpu = device != "cpu"
     synchronize = torch.cuda.synchronize if on_gpu else lambda: None
@@ -47,7 +48,12 @@ def trace(call: Callable[[], object], device: str) -> dict[str, Any]:
         if counts:
             begin, end = event.time_range.start, event.time_range.end
             spans.append((float(begin), float(end), event.name))
-    return summary(spans) | {"host_us": host}
+    issued = Counter(
+        event.name
+        for event in profiled.events()
+        if event.name.startswith("cu") and ("Launch" in event.name or "Memcpy" in event.name)
+    )
+    return summary(spans) | {"host_us": host, "issued": dict(issued)}
 
 
 def summary(spans: list[tuple[float, float, str]]) -> dict[str, Any]:

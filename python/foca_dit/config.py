@@ -53,6 +53,7 @@ class Settings:
     granularity: str
     time: str | Callable[[float], float]
     history_dtype: torch.dtype | None
+    cuda_graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,10 @@ class FoCaCacheConfig:
             and quality. `cache_interval` must then stay unset.
         plan: a file written by `foca-dit tune`. It brings scheme, schedule, granularity and time,
             which must then stay unset, and refuses a model or sampler that it was not tuned for.
+        cuda_graph: replay skipped steps as one CUDA graph, captured at the first of every
+            generation: one launch instead of a few per block. The model's weights must then stay as
+            they are until a generation ends. Where it cannot be done, the steps run as ever and
+            `foca_cache_stats(model)["graph_refusals"]` says why (docs/models.md).
 
     Raises:
         ValueError, TypeError: a field that makes no sense; the message names it.
@@ -97,6 +102,7 @@ class FoCaCacheConfig:
     history_dtype: torch.dtype | None = None
     plan: str | os.PathLike[str] | TunedPlan | None = None
     tol: float | None = None
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         if self.plan is not None and not isinstance(self.plan, TunedPlan):
@@ -114,6 +120,7 @@ class FoCaCacheConfig:
             _choice("time", time, times.names())
         if self.history_dtype is not None:
             _choice("history_dtype", self.history_dtype, HISTORY_DTYPES)
+        _choice("cuda_graph", self.cuda_graph, (False, True))
         if isinstance(self.plan, TunedPlan):
             return self._planned(self.plan)
         return Settings(
@@ -122,6 +129,7 @@ class FoCaCacheConfig:
             granularity=granularity,
             time=time,
             history_dtype=self.history_dtype,
+            cuda_graph=self.cuda_graph,
         )
 
     def _planned(self, plan: TunedPlan) -> Settings:
@@ -145,6 +153,7 @@ class FoCaCacheConfig:
             granularity=plan.origin.granularity,
             time="step",
             history_dtype=self.history_dtype,
+            cuda_graph=self.cuda_graph,
         )
 
     def _scheme(self, default: schemes.Scheme) -> schemes.Scheme:

@@ -7,7 +7,8 @@ at different steps: a mask over blocks, or a step that an exception cut short, n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -29,6 +30,10 @@ class FeatureHistories:
         settings: scheme, schedule and storage dtype.
         count: number of features L.
         stats: where commits and forecasts are counted.
+
+    Attributes:
+        allocations: how often a history was laid out in memory: as long as this stands, each is
+            where it was.
     """
 
     def __init__(self, settings: Settings, count: int, stats: CacheStats) -> None:
@@ -43,6 +48,8 @@ class FeatureHistories:
         self._tau: Sequence[float] = ()
         self._step = -1
         self._compute_all = False
+        self.allocations = 0
+        self._table: torch.Tensor | None = None
         # The tables of the open step, by anchors: features that were computed together share one.
         self._transitions: dict[tuple[int, ...], torch.Tensor] = {}
         self._weights: dict[tuple[int, ...], torch.Tensor] = {}
@@ -89,6 +96,7 @@ class FeatureHistories:
         if slots and slots[0].shape != value.shape:
             slots, anchors = [], ()
         if not slots:
+            self.allocations += 1
             dtype = settings.history_dtype or value.dtype
             slots = [
                 torch.empty_like(value, dtype=dtype) for _ in range(settings.scheme.history_size)
@@ -168,7 +176,7 @@ class FeatureHistories:
             index: which part of the features x is, e.g. one sample and a range of its tokens.
         """
         chosen = range(len(self._slots)) if features is None else features
-        weights = torch.stack([self._weights_of(i) for i in chosen])
+        weights = self._rows(chosen)
         slots = [slot[index] if index else slot for i in chosen for slot in self._slots[i]]
         factors = [self._factor(i) for i in chosen]
         if any(factor is not None for factor in factors):
@@ -177,6 +185,36 @@ class FeatureHistories:
                 for n, feature in enumerate(chosen)
             ]
         _ops.forecast_residual_(x, slots, weights, list(gates))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the histories are."""
+        return next(slots[0].device for slots in self._slots if slots)
+
+    @property
+    def factored(self) -> bool:
+        """Whether the scheme multiplies forecasts of the open step by factors."""
+        return any(self._factor(feature) is not None for feature in range(len(self._slots)))
+
+    def table(self) -> torch.Tensor:
+        """The weights of all features at the open step, [L, K], on the host."""
+        return torch.stack([self._weights_of(feature) for feature in range(len(self._slots))])
+
+    @contextmanager
+    def reading(self, table: torch.Tensor) -> Iterator[None]:
+        """`add_forecasts_` inside takes its weights from this table [L, K], wherever it is."""
+        self._table = table
+        try:
+            yield
+        finally:
+            self._table = None
+
+    def _rows(self, features: Sequence[int]) -> torch.Tensor:
+        if self._table is None:
+            return torch.stack([self._weights_of(feature) for feature in features])
+        if list(features) == list(range(len(self._table))):
+            return self._table
+        return torch.stack([self._table[feature] for feature in features])
 
     def _factor(self, feature: int) -> torch.Tensor | None:
         """The scheme's elementwise factor of this feature's forecast, on its device, or None."""

@@ -13,6 +13,7 @@ import torch
 from foca_dit import times
 from foca_dit.clock import Clock, NoiseLevels, make_clock
 from foca_dit.config import FoCaCacheConfig, Settings
+from foca_dit.graphs import SkippedSteps
 from foca_dit.history import FeatureHistories
 from foca_dit.schedules import Decision, Outlook
 from foca_dit.schedules.sampler import continuation, look_ahead
@@ -77,6 +78,7 @@ class Branch:
         self._pace = pace  # the clock that an adaptive schedule measures distances by
         self.timed = timed  # by noise levels; else by step indices
         self.histories = histories
+        self.skipped = SkippedSteps()
         self._levels, self._table = levels, levels.table
         self._table_steps: tuple[float, ...] | None = None
         self._entered = -1

@@ -24,6 +24,8 @@ class CacheStats:
         commits: features folded into their history.
         forecasts: features forecast.
         collapsed_skips: skipped steps in which no block ran: one launch added all forecasts.
+        graph_replays: skipped steps that were a replay of one captured graph (`cuda_graph`).
+        graph_refusals: skipped steps that were not, although asked for, with the reason.
         bypasses: calls that ran uncached, with the reason.
         fallbacks: calls computed in full although the schedule asked for less, with the reason.
         restarts: generations that started anew, with the reason.
@@ -43,6 +45,8 @@ class CacheStats:
     commits: int = 0
     forecasts: int = 0
     collapsed_skips: int = 0
+    graph_replays: int = 0
+    graph_refusals: Counter[str] = field(default_factory=Counter)
     bypasses: Counter[str] = field(default_factory=Counter)
     fallbacks: Counter[str] = field(default_factory=Counter)
     restarts: Counter[str] = field(default_factory=Counter)

@@ -6,9 +6,10 @@ from importlib.util import find_spec
 import pytest
 import torch
 from _measure import Budget
+from recorded import recorded
 from suite import models
 
-from foca_dit import FullSteps, foca_cache_stats
+from foca_dit import FullSteps, capture, foca_cache_stats
 from foca_kernels import bytes_moved
 
 COLUMNS = {
@@ -61,15 +62,17 @@ def test_a_part_without_time_says_what_it_dropped(run):
     assert all("no time left" in row["left_out"] for row in rows)
 
 
-def test_skip_measures_pieces_launches_and_a_replay(run):
+def test_skip_measures_pieces_launches_and_a_replay(run, monkeypatch):
     from suite.skipped import PIECES, collapsed, whole_steps
 
+    monkeypatch.setitem(capture.CAPTURES, "cpu", recorded)
     whole_steps(run, "dit-xl/2-256")
     collapsed(run, "dit-xl/2-256")
     rows = rows_of(run)
     for granularity in ("module", "stack", "output"):
         of = [r for r in rows if r["case"] == f"skipped step, {granularity}"]
-        assert [r["provider"] for r in of] == ["foca", "foca, one graph"]
+        graphed = [] if granularity == "output" else ["foca, one graph"]
+        assert [r["provider"] for r in of] == ["foca", *graphed]
         assert of[0]["launches"] > 0
         assert of[0]["source"] == "diffusers DiTTransformer2DModel"
         assert set(of[0]["pieces"]) == (set() if granularity == "output" else set(PIECES))
@@ -99,22 +102,34 @@ def test_groups_compiled_together_are_the_collapsed_skip():
 
 
 @pytest.mark.parametrize("name", ["dit-xl/2-256", "flux.1-dev", "wan2.1-14b"])
-@pytest.mark.parametrize("granularity", ["module", "stack", "output"])
+@pytest.mark.parametrize("granularity", ["module", "stack"])
 @pytest.mark.parametrize("plain", [False, True], ids=["diffusers", "plain"])
-def test_the_captured_step_is_the_skipped_step(name, granularity, plain):
-    """What one graph holds gives what the cache gives at the same step."""
-    from suite.skipped import ANCHORS, MANY, skip_alone
+def test_the_replayed_step_is_the_skipped_step(name, granularity, plain, monkeypatch):
+    from suite.skipped import ANCHORS, stepper
 
+    monkeypatch.setitem(capture.CAPTURES, "cpu", recorded)
     workload = models.build(name, "cpu", tiny=True, plain=plain)
-    with workload.cached(granularity, FullSteps(ANCHORS)):
-        for step in range(len(ANCHORS)):
-            workload.call(workload.sample, 1 - step / MANY)
-        alone = skip_alone(workload)()
-        alone = alone[0] if isinstance(alone, tuple) else alone.sample
-        through = workload.call(workload.sample, 1 - len(ANCHORS) / MANY)
-        assert foca_cache_stats(workload.model)["skipped_steps"] == 1
-    channels = -1 if through.dim() == 3 else 1
-    assert torch.equal(alone.narrow(channels, 0, through.shape[channels]), through)
+    outputs = {}
+    for graph in (True, False):
+        with workload.cached(granularity, FullSteps(ANCHORS), cuda_graph=graph):
+            step = stepper(workload)
+            outputs[graph] = [step() for _ in range(len(ANCHORS) + 3)]
+            assert foca_cache_stats(workload.model)["graph_replays"] == 3 * graph
+    for replayed, run in zip(outputs[True], outputs[False], strict=True):
+        assert torch.equal(replayed, run)
+
+
+def test_a_refused_graph_is_left_out_with_its_reason(run, monkeypatch):
+    from suite.skipped import whole_steps
+
+    def failing(step, device):
+        raise RuntimeError("no")
+
+    monkeypatch.setitem(capture.CAPTURES, "cpu", failing)
+    whole_steps(run, "dit-xl/2-256")
+    rows = json.loads(run.results.path.read_text())
+    reasons = [row["left_out"] for row in rows if "left_out" in row]
+    assert reasons == ["the capture failed: RuntimeError: no"] * 2
 
 
 LARGE = ("flux.1-dev", "hunyuan-video", "wan2.1-14b", "dit-xl/2-512")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 WIDTH = 32  # of the stream, in every case
 MODULATIONS = (
@@ -79,9 +80,11 @@ class Case:
         model's compute dtype, if its weights have another.
         """
         generator = torch.Generator().manual_seed(seed)
-        dtype = dtype or next(p for p in model.parameters() if p.is_floating_point()).dtype
-        x = torch.randn(batch, *self.shape, generator=generator).to(dtype)
+        weight = next(p for p in model.parameters() if p.is_floating_point())
+        dtype = dtype or weight.dtype
+        x = torch.randn(batch, *self.shape, generator=generator).to(weight.device, dtype)
         calls = [self.call(batch, generator, dtype) | extra for _ in range(branches)]
+        calls = tree_map_only(torch.Tensor, lambda t: t.to(weight.device), calls)
         for now, after in itertools.pairwise(torch.linspace(1, 0, steps + 1).tolist()):
             velocity = sum(self.velocity(model, x, now, call) for call in calls) / branches
             x = x + (after - now) * velocity
@@ -101,7 +104,7 @@ class Case:
         self, model: torch.nn.Module, x: torch.Tensor, time: float, call: dict[str, Any]
     ) -> torch.Tensor:
         """The model's output at a time in 1 .. 0, in x's shape."""
-        timestep = self.timestep(time, len(x))
+        timestep = self.timestep(time, len(x)).to(x.device)
         if self.time_in_dtype:
             timestep = timestep.to(x.dtype)
         output = model(hidden_states=x, timestep=timestep, return_dict=False, **call)[0]

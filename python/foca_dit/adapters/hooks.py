@@ -118,14 +118,24 @@ class ModelHook(Hook):
         mode, kind = self._mode(due, state)
         if mode != "skip":
             self._follow_modules(module)
-        with self.call.opened(histories, mode, bound):
-            output = self._run(histories, state, args, kwargs)
+        if mode == "skip" and self._is_graphed(state):
+            output = branch.skipped.run(
+                lambda given: self.perform(histories, "skip", state, dict(given)),
+                *(module, _as_keywords(self._signature, bound), histories, state.stats),
+            )
+        else:
+            with self.call.opened(histories, mode, bound):
+                output = self._run(histories, state, args, kwargs)
         state.leave(branch, timestep)
         setattr(state.stats, f"{kind}_steps", getattr(state.stats, f"{kind}_steps") + 1)
         if mode == "skip" and self.granularity != "output":
             state.stats.forecasts += self.features
             state.stats.collapsed_skips += 1
         return output
+
+    def _is_graphed(self, state: CacheState) -> bool:
+        """Whether skipped steps are to be replayed: at `output` there is nothing to launch."""
+        return state.settings.cuda_graph and self.granularity != "output"
 
     def perform(
         self, histories: FeatureHistories, mode: Mode, state: CacheState, kwargs: dict[str, Any]
@@ -258,6 +268,16 @@ def _one_timestep(timestep: Any) -> bool:
     # A timestep expanded to the batch says so by its stride, without a look at its values.
     flat = timestep.reshape(-1)
     return flat.numel() == 1 or timestep.stride(0) == 0 or bool((flat == flat[0]).all())
+
+
+def _as_keywords(signature: inspect.Signature, bound: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a bound call, the model itself left out, as one would name them all."""
+    itself, *_ = signature.parameters
+    given = {name: value for name, value in bound.items() if name != itself}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            given.update(given.pop(name, {}))
+    return given
 
 
 def _scalar(timestep: Any) -> float:
