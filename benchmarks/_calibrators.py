@@ -169,6 +169,10 @@ def modules_case(name: str, elements: int, dtype: torch.dtype, interval: int) ->
         ),
         {"cpu-cpp": ours},
     )
+    if dtype == torch.float32:
+        case.providers["cpu-cpp, bfloat16 history"] = lambda i: ours(
+            {**i, "history": [t.bfloat16() for t in i["history"]]}
+        )
     if state_of(name) is not None:
         case.providers[f"cache-dit {name}"] = theirs
     return case

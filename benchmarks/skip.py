@@ -41,6 +41,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "module": {"granularity": "module"},
     "module, bfloat16 history": {"granularity": "module", "history_dtype": torch.bfloat16},
     "stack": {"granularity": "stack"},
+    "stack, bfloat16 history": {"granularity": "stack", "history_dtype": torch.bfloat16},
     "output": {"granularity": "output"},
 }
 NO_BLOCKS = "no blocks"
