@@ -72,6 +72,7 @@ class Case:
         seed: int = 0,
         branches: int = 1,
         dtype: torch.dtype | None = None,
+        device: str = "cpu",
         **extra: Any,
     ) -> torch.Tensor:
         """A plain Euler loop; everything random is fixed by the seed.
@@ -80,11 +81,10 @@ class Case:
         model's compute dtype, if its weights have another.
         """
         generator = torch.Generator().manual_seed(seed)
-        weight = next(p for p in model.parameters() if p.is_floating_point())
-        dtype = dtype or weight.dtype
-        x = torch.randn(batch, *self.shape, generator=generator).to(weight.device, dtype)
+        dtype = dtype or next(p for p in model.parameters() if p.is_floating_point()).dtype
+        x = torch.randn(batch, *self.shape, generator=generator).to(device, dtype)
         calls = [self.call(batch, generator, dtype) | extra for _ in range(branches)]
-        calls = tree_map_only(torch.Tensor, lambda t: t.to(weight.device), calls)
+        calls = tree_map_only(torch.Tensor, lambda t: t.to(device), calls)
         for now, after in itertools.pairwise(torch.linspace(1, 0, steps + 1).tolist()):
             velocity = sum(self.velocity(model, x, now, call) for call in calls) / branches
             x = x + (after - now) * velocity

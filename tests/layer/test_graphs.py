@@ -320,7 +320,7 @@ def test_cuda_graphs_are_the_skipped_steps(case, granularity):
     outputs = {}
     for graphed in (True, False):
         model = apply_foca_cache(case.model().cuda(), config(granularity) if graphed else how)
-        outputs[graphed] = case.draw(model, steps=STEPS)
+        outputs[graphed] = case.draw(model, steps=STEPS, device="cuda")
         stats = foca_cache_stats(model)
         replayed = graphed and case.name not in NOT_CAPTURABLE
         assert stats["graph_replays"] == (STEPS - 4 if replayed else 0), stats["graph_refusals"]
