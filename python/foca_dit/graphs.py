@@ -155,7 +155,7 @@ def _obstacles(
     for name, value in arguments.items():
         for leaf in tree_leaves(value):
             if type(leaf) not in (*TENSORS, *PLAIN):
-                yield f"argument '{name}' holds a {type(leaf).__name__}"
+                yield f"argument '{name}' holds an instance of {type(leaf).__name__}"
             elif isinstance(leaf, torch.Tensor) and leaf.device != device:
                 yield f"argument '{name}' is on {leaf.device}, the features on {device}"
     for part in module.modules():

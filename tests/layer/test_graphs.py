@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import BY_NAME, CASES, WIDTH
+from diffusers import DiTTransformer2DModel
 from recorded import recorded
 
 from foca_dit import (
@@ -181,7 +182,9 @@ def test_weights_that_move_are_refused(how, why):
 
 def test_objects_among_the_arguments_are_refused():
     output, stats = drawn(DIT, config(), cross_attention_kwargs={"own": object()})
-    assert stats["graph_refusals"] == {"argument 'cross_attention_kwargs' holds a object": 8}
+    assert stats["graph_refusals"] == {
+        "argument 'cross_attention_kwargs' holds an instance of object": 8
+    }
     assert torch.equal(output, eager(DIT, cross_attention_kwargs={"own": object()}))
 
 
@@ -223,6 +226,21 @@ def test_the_watch_lets_the_rest_through():
         return torch.where(x > 1, x, 0.5)[torch.arange(2)].to(torch.bfloat16)
 
     assert watched(step, torch.device("cpu")).tolist() == [7, 0.5]
+
+
+def test_arguments_without_names_are_refused():
+    class Unnamed(DiTTransformer2DModel):
+        def forward(self, hidden_states, *rest, timestep=None, class_labels=None, **more):
+            return super().forward(
+                hidden_states, *rest, timestep=timestep, class_labels=class_labels, **more
+            )
+
+    model = DIT.model()
+    model.__class__ = Unnamed
+    output = DIT.draw(apply_foca_cache(model, config()), steps=STEPS)
+    reason = "the model's forward takes arguments without names"
+    assert foca_cache_stats(model)["graph_refusals"] == {reason: STEPS - 4}
+    assert torch.equal(output, eager(DIT))
 
 
 def test_outputs_that_cannot_be_copied_are_refused():

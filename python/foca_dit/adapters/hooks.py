@@ -33,6 +33,9 @@ _REPLACEABLE = (
 )
 
 
+_UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+
+
 class _Scope(threading.local):
     """What `cache_scope` sets for the calls inside it, in this thread."""
 
@@ -135,7 +138,13 @@ class ModelHook(Hook):
 
     def _is_graphed(self, state: CacheState) -> bool:
         """Whether skipped steps are to be replayed: at `output` there is nothing to launch."""
-        return state.settings.cuda_graph and self.granularity != "output"
+        if not state.settings.cuda_graph or self.granularity == "output":
+            return False
+        assert self._signature is not None
+        _, *parameters = self._signature.parameters.values()
+        if unnamed := any(parameter.kind in _UNNAMED for parameter in parameters):
+            state.stats.graph_refusals["the model's forward takes arguments without names"] += 1
+        return not unnamed
 
     def perform(
         self, histories: FeatureHistories, mode: Mode, state: CacheState, kwargs: dict[str, Any]
