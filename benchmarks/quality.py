@@ -1,14 +1,16 @@
 """How close cached generations stay to the full one, at equal numbers of full steps.
 
-    python benchmarks/quality.py schemes    # every scheme in every time, uniform intervals
     python benchmarks/quality.py adaptive   # the adaptive interval against all that is uniform
-    python benchmarks/quality.py adaptive --setting noise    # or video: the other trained models
+    python benchmarks/quality.py schemes    # every scheme in every time, uniform intervals
 
-`python benchmarks/report.py` makes docs/quality.md's tables and pictures of the JSON files.
+On the shipped models, each with its own sampler, in one file each; `--settings` names some of them.
+`python benchmarks/report.py` makes docs/quality.md's tables and pictures of the files.
 
-On the shipped models, each with its own sampler. A row is the PSNR in dB to the uncached run from
-the same noise; "fewer steps" spends the full steps without a cache. Rows are written as they are
-measured, and those that the file already holds are not measured again: a run can be cut into parts.
+A row is the PSNR in dB to the uncached run from the same noise: of all samples together, and the
+mean of each sample's own, which scatters less. "fewer steps" spends the full steps without a cache.
+Rows are written as they are measured, and those that a file already holds are not measured again: a
+run can be cut into parts. `--fresh` begins anew. All of `adaptive` takes about an hour and a
+quarter on one core.
 """
 
 from __future__ import annotations
@@ -17,8 +19,7 @@ import argparse
 import itertools
 import json
 import math
-import time
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,7 +56,6 @@ SCHEMES: dict[str, schemes.Scheme] = {
     "FoCa c=1": schemes.FoCa(feedback=1.0),
     "FoCa anchored": schemes.FoCa(reading="anchored"),
 }
-ADAPTIVE = {"default": PRESETS["default"]["scheme"], **SCHEMES}
 # Full steps of 50 that a uniform interval can make: N by number of full steps, with a warm-up of 3
 # (2 for the eleven that the paper uses on DiT).
 INTERVALS = {26: (2, 3), 18: (3, 3), 14: (4, 3), 12: (5, 3), 11: (5, 2), 10: (6, 3), 9: (7, 3)}
@@ -68,23 +68,72 @@ UNIFORM = (
     ("FoCa c=1", "step"),
     ("TaylorSeer-1", "step"),
 )
-TOLERANCES = (0.0015, 0.003, 0.006, 0.012, 0.024, 0.048)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What is drawn of one sampler: one table of docs/quality.md.
+
+    Attributes:
+        shift: of the flow schedule; None: the model predicts noise.
+        steps: denoising steps.
+        budgets: of full steps.
+        tolerances: of the adaptive interval.
+        lines: granularity and time variable of further lines of the adaptive interval.
+    """
+
+    shift: float | None
+    steps: int
+    budgets: tuple[int, ...]
+    tolerances: tuple[float, ...] = (0.01,)
+    lines: tuple[tuple[str, str], ...] = ()
+
+
+DEFAULT_LINE = ("stack", "log_snr")
+BUDGETS_50 = (26, 18, 14, 12, 10, 9, 8, 7)
+TOLERANCES_50 = (0.005, 0.01, 0.02, 0.04)
+SHEETS = {
+    "flow": (
+        Sheet(
+            1.0, 50, tuple(INTERVALS), TOLERANCES_50, (("output", "log_snr"), ("module", "log_snr"))
+        ),
+        Sheet(3.0, 50, BUDGETS_50, TOLERANCES_50),
+        Sheet(1.0, 28, (14, 10, 7)),
+        Sheet(3.0, 28, (14, 10, 7)),
+        Sheet(1.0, 20, (10, 7, 5)),
+        Sheet(3.0, 20, (10, 7, 5)),
+    ),
+    "noise": (
+        Sheet(None, 50, BUDGETS_50, TOLERANCES_50, (("stack", "step"),)),
+        Sheet(None, 28, (14, 10, 7)),
+        Sheet(None, 20, (10, 7, 5)),
+        Sheet(None, 8, (5,)),
+        Sheet(None, 4, (3,)),
+        Sheet(None, 100, (24, 12)),
+    ),
+    "video": (
+        Sheet(3.0, 50, BUDGETS_50, TOLERANCES_50),
+        Sheet(3.0, 28, (14, 10, 7)),
+        Sheet(3.0, 20, (10, 7, 5)),
+        Sheet(3.0, 8, (5,)),
+        Sheet(3.0, 4, (3,)),
+    ),
+}
+SCHEME_INTERVALS = (2, 3, 5, 7)
 
 
 class Bench:
     """One model (with its images and seed) and the full runs to compare with."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        known = SETTINGS[args.setting]
+    def __init__(self, setting: str, images: int, seed: int, out: Path, fresh: bool) -> None:
+        known = SETTINGS[setting]
         self.trained = load_trained(ROOT / known.folder)
-        self.shifts = args.shifts or [shift or self.trained.shift for shift in known.shifts]
-        self.given = {"images": args.images, "seed": args.seed}
-        self.given["guidance_scale"] = known.guidance_scale
-        self.common = {"images": args.images, "seed": args.seed}
+        self.common = {"images": images, "seed": seed}
+        self.given = {**self.common, "guidance_scale": known.guidance_scale}
         self.full: dict[tuple[float | None, int], torch.Tensor] = {}
-        self.results = Results(args.out, "cpu")
-        if args.out.exists() and not args.fresh:
-            self.results.rows = json.loads(args.out.read_text())
+        self.results = Results(out, "cpu")
+        if out.exists() and not fresh:
+            self.results.rows = json.loads(out.read_text())
 
     def setting(self, shift: float | None, steps: int) -> Setting:
         return self.trained.setting(shift, steps=steps, **self.given)
@@ -104,6 +153,8 @@ class Bench:
     def add(self, key: dict[str, Any], images: torch.Tensor, **more: Any) -> None:
         full = self.reference(key["shift"], key["steps"])
         more["psnr"] = finite(psnr(images, full))
+        each = [psnr(a[None], b[None]) for a, b in zip(images, full, strict=True)]
+        more["psnr_each"] = finite(sum(each) / len(each))
         if images.dim() == 5:
             more["temporal_psnr"] = finite(temporal_psnr(images, full))
         self.results.add(**key, **self.common, **more)
@@ -146,50 +197,39 @@ def sum_known(values: list[float]) -> float:
     return sum(v for v in values if v == v)
 
 
-def schemes_suite(bench: Bench, args: argparse.Namespace) -> Iterator[None]:
-    """Every scheme and time on uniform intervals."""
-    for shift, interval in itertools.product(bench.shifts, args.intervals):
+def schemes_suite(bench: Bench, setting: str) -> None:
+    """Every scheme and time on uniform intervals, 50 steps."""
+    for shift, interval in itertools.product(SETTINGS[setting].shifts, SCHEME_INTERVALS):
+        base = {"shift": shift or bench.trained.shift, "steps": 50}
         schedule = Interval(interval)
-        bench.fewer_steps(shift, args.steps, len(schedule.full_steps(args.steps)))
+        bench.fewer_steps(**base, full_steps=len(schedule.full_steps(50)))
         for name, time_ in itertools.product(SCHEMES, TIMES):
             if name == "reuse" and time_ != "step":
                 continue  # it knows no time
-            key = {"scheme": name, "time": time_, "shift": shift, "steps": args.steps}
-            key |= {"interval": interval, "granularity": args.granularity}
-            bench.cached(key, SCHEMES[name], schedule, time_)
-            yield
+            key = {**base, "scheme": name, "time": time_, "interval": interval}
+            bench.cached({**key, "granularity": "stack"}, SCHEMES[name], schedule, time_)
 
 
-def adaptive_suite(bench: Bench, args: argparse.Namespace) -> Iterator[None]:
-    """The adaptive interval at every budget, and what it has to beat."""
-    shifts, steps = bench.shifts, args.steps
-    budgets = [n for n in INTERVALS if n < steps] if args.budgets is None else args.budgets
-    for shift in shifts:
-        base = {"shift": shift, "steps": steps}
-        for name, granularity, time_ in itertools.product(
-            args.adaptive, args.granularities, args.times
-        ):
-            line = {**base, "scheme": name, "time": time_, "granularity": granularity}
-            for budget in budgets:
+def adaptive_suite(bench: Bench, setting: str) -> None:
+    """The adaptive interval at every budget and tolerance, and what it has to beat."""
+    default = PRESETS["default"]["scheme"]
+    for sheet in SHEETS[setting]:
+        base = {"shift": sheet.shift, "steps": sheet.steps}
+        for granularity, time_ in (DEFAULT_LINE, *sheet.lines):
+            line = {**base, "scheme": "default", "time": time_, "granularity": granularity}
+            for budget in sheet.budgets:
                 key = {**line, "schedule": "budget", "budget": budget}
-                bench.cached(key, ADAPTIVE[name], Adaptive(budget=budget), time_)
-                yield
-            for tol in args.tolerances:
+                bench.cached(key, default, Adaptive(budget=budget), time_)
+            for tol in sheet.tolerances if (granularity, time_) == DEFAULT_LINE else ():
                 key = {**line, "schedule": "tol", "tol": tol}
-                bench.cached(key, ADAPTIVE[name], Adaptive(tol=tol), time_)
-                yield
-        if not args.rivals:
-            continue
-        for budget in budgets:
-            bench.fewer_steps(shift, steps, budget)
-            yield
-        for (name, time_), budget in itertools.product(UNIFORM, budgets):
-            interval, warmup = uniform(budget, steps)
-            for granularity in args.granularities:
-                key = {**base, "scheme": name, "time": time_, "granularity": granularity}
+                bench.cached(key, default, Adaptive(tol=tol), time_)
+        for budget in sheet.budgets:
+            bench.fewer_steps(**base, full_steps=budget)
+            interval, warmup = uniform(budget, sheet.steps)
+            for name, time_ in UNIFORM:
+                key = {**base, "scheme": name, "time": time_, "granularity": "stack"}
                 key |= {"schedule": "uniform", "interval": interval, "warmup": warmup}
                 bench.cached(key, SCHEMES[name], Interval(interval, warmup), time_)
-                yield
 
 
 def uniform(budget: int, steps: int) -> tuple[int, int]:
@@ -207,31 +247,19 @@ SUITES = {"schemes": schemes_suite, "adaptive": adaptive_suite}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("suite", choices=SUITES)
-    parser.add_argument("--setting", choices=SETTINGS, default="flow")
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--shifts", type=float, nargs="+", help="the setting's own")
-    parser.add_argument("--intervals", type=int, nargs="+", default=[2, 3, 5, 7])
-    parser.add_argument("--granularity", default="stack", help="of the suite `schemes`")
-    parser.add_argument("--granularities", nargs="+", default=["stack"])
-    parser.add_argument("--budgets", type=int, nargs="+")
-    parser.add_argument("--tolerances", type=float, nargs="*", default=list(TOLERANCES))
-    parser.add_argument("--adaptive", nargs="+", default=["default"], choices=ADAPTIVE)
-    parser.add_argument("--times", nargs="+", default=["log_snr"], choices=TIMES)
-    parser.add_argument("--no-rivals", dest="rivals", action="store_false")
+    parser.add_argument("--settings", nargs="+", choices=SHEETS, help="default: all; schemes: flow")
+    parser.add_argument("--images", type=int, help="default: 128; schemes: 32")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--fresh", action="store_true", help="measure everything anew")
-    parser.add_argument("--seconds", type=float, default=1e9, help="stop in time; run again later")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files")
     args = parser.parse_args()
-    name = args.suite if args.setting == "flow" else f"{args.suite}-{args.setting}"
-    args.out = args.out or RESULTS / f"quality-{name}.json"
-    started = time.monotonic()
-    for _ in SUITES[args.suite](Bench(args), args):
-        if time.monotonic() - started > args.seconds:
-            print("out of time: run again to go on")
-            return
-    print(f"written: {args.out}")
+    alone = args.suite == "schemes"
+    for setting in args.settings or (["flow"] if alone else SHEETS):
+        name = args.suite if setting == "flow" else f"{args.suite}-{setting}"
+        out = args.out / f"quality-{name}.json"
+        images = args.images or (32 if alone else 128)
+        SUITES[args.suite](Bench(setting, images, args.seed, out, args.fresh), setting)
+        print(f"written: {out}")
 
 
 if __name__ == "__main__":

@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from _measure import RESULTS
-from quality import SCHEMES, UNIFORM, Bench, finite, uniform
+from quality import SCHEMES, UNIFORM, Bench, uniform
 
 import foca_dit.schedules.sampler
 from foca_dit import Adaptive, Interval, schemes
-from foca_dit.analysis.metrics import psnr
 from foca_dit.config import MEASURED_FOCA
 from foca_dit.schemes.base import Table
 
@@ -102,17 +100,7 @@ CELLS: dict[str, tuple[tuple[float | None, int, tuple[int, ...]], ...]] = {
 }
 
 
-class Trials(Bench):
-    """Beside the PSNR over all images the mean of each image's own, which scatters less."""
-
-    def add(self, key: dict[str, Any], images: torch.Tensor, **more: Any) -> None:
-        full = self.reference(key["shift"], key["steps"])
-        each = [psnr(a[None], b[None]) for a, b in zip(images, full, strict=True)]
-        more["psnr_each"] = finite(sum(each) / len(each))
-        super().add(key, images, **more)
-
-
-def measure(bench: Trials, setting: str) -> None:
+def measure(bench: Bench, setting: str) -> None:
     for shift, steps, budgets in CELLS[setting]:
         for budget in budgets:
             cell = {"setting": setting, "shift": shift, "steps": steps, "budget": budget}
@@ -141,9 +129,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "trials.json")
     args = parser.parse_args()
     for setting in args.settings:
-        args.setting, args.shifts = setting, None
-        measure(Trials(args), setting)
-        args.fresh = False
+        measure(Bench(setting, args.images, args.seed, args.out, args.fresh), setting)
+        args.fresh = False  # one file for all
     print(f"written: {args.out}")
 
 
