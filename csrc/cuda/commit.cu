@@ -49,7 +49,6 @@ void launch(const CommitArgs& args, Scalars transition, double* partial, int gri
     using H = typename decltype(type)::type;
     launch_commit_kernel<H>(params, aligned, dim3(grid, args.count), stream);
   });
-  check_launch("commit_kernel");
 }
 
 }  // namespace
@@ -72,8 +71,8 @@ void launch_commit(const CommitArgs& args, Scalars transition, void* workspace, 
     launch<kMaxFeatures>(args, transition, partial, grid, s);
   }
   if (args.stat_rows == 0) return;
-  commit_stats_kernel<<<args.count * args.stat_rows, kThreads, 0, s>>>(partial, args.stats, grid);
-  check_launch("commit_stats_kernel");
+  launch_kernel("commit_stats_kernel", commit_stats_kernel, args.count * args.stat_rows, s, partial,
+                args.stats, grid);
 }
 
 }  // namespace foca::cuda

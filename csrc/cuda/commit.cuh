@@ -160,11 +160,13 @@ void launch_commit_kernel(const CommitParams<kFeatures>& params, bool aligned, d
                           cudaStream_t stream) {
   if (aligned) {
     with_count(params.k, [&](auto count) {
-      commit_kernel<H, vec_size<H>(), count.value, kFeatures>
-          <<<grid, kThreads, 0, stream>>>(params);
+      launch_kernel("commit_kernel",
+                    commit_kernel<H, vec_size<H>(), decltype(count)::value, kFeatures>, grid,
+                    stream, params);
     });
   } else {
-    commit_kernel<H, 1, kMaxHistory, kFeatures><<<grid, kThreads, 0, stream>>>(params);
+    launch_kernel("commit_kernel", commit_kernel<H, 1, kMaxHistory, kFeatures>, grid, stream,
+                  params);
   }
 }
 

@@ -72,14 +72,14 @@ void launch_forecast(const ForecastArgs& args, Scalars weights, void* stream) {
     const auto s = static_cast<cudaStream_t>(stream);
     if (aligned) {
       with_count(args.k, [&](auto count) {
-        forecast_kernel<T, kVec, count.value>
-            <<<grid_size((args.numel + kVec - 1) / kVec), kThreads, 0, s>>>(params);
+        launch_kernel("forecast_kernel", forecast_kernel<T, kVec, decltype(count)::value>,
+                      grid_size((args.numel + kVec - 1) / kVec), s, params);
       });
     } else {
-      forecast_kernel<T, 1, kMaxHistory><<<grid_size(args.numel), kThreads, 0, s>>>(params);
+      launch_kernel("forecast_kernel", forecast_kernel<T, 1, kMaxHistory>, grid_size(args.numel), s,
+                    params);
     }
   });
-  check_launch("forecast_kernel");
 }
 
 }  // namespace foca::cuda

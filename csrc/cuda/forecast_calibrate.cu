@@ -75,8 +75,10 @@ void launch(const CalibrateArgs& args, int first, Scalars steps, cudaStream_t st
     constexpr int kVec = vec_size<T>();
     const auto run = [&](auto vec, auto rotate) {
       const dim3 grid(grid_size((largest + vec.value - 1) / vec.value), count);
-      forecast_calibrate_kernel<T, vec.value, rotate.value != 0, kCapacity>
-          <<<grid, kThreads, 0, stream>>>(params);
+      launch_kernel("forecast_calibrate_kernel",
+                    forecast_calibrate_kernel<T, decltype(vec)::value, decltype(rotate)::value != 0,
+                                              kCapacity>,
+                    grid, stream, params);
     };
     const auto run_vec = [&](auto rotate) {
       if (aligned) {
@@ -90,7 +92,6 @@ void launch(const CalibrateArgs& args, int first, Scalars steps, cudaStream_t st
     }
     run_vec(Int<0>{});
   });
-  check_launch("forecast_calibrate_kernel");
 }
 
 }  // namespace

@@ -8,15 +8,13 @@
 #include "cuda/launch.cuh"
 
 namespace foca::cuda {
-namespace {
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
+  cudaGetLastError();  // reported here, and not once more by whoever asks next
   throw std::runtime_error("foca: " + std::string(what) + " failed: " + cudaGetErrorName(error) +
                            ": " + cudaGetErrorString(error));
 }
-
-}  // namespace
 
 int sm_count() {
   constexpr int kMaxDevices = 64;
@@ -31,8 +29,6 @@ int sm_count() {
   }
   return count;
 }
-
-void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
 

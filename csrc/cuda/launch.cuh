@@ -3,6 +3,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -15,14 +16,25 @@ constexpr int kThreads = 256;
 // Enough blocks for several full waves; threads of larger tensors loop.
 constexpr int kBlocksPerSm = 32;
 
-int sm_count();                         // of the current device
-void check_launch(const char* kernel);  // throws if the launch before it failed
-bool is_aligned(const void* pointer);   // to 16 bytes
+int sm_count();                                   // of the current device
+bool is_aligned(const void* pointer);             // to 16 bytes
+void check(cudaError_t error, const char* what);  // throws std::runtime_error
 
 inline int grid_size(std::int64_t work_items, int blocks_per_sm = kBlocksPerSm) {
   const std::int64_t blocks = (work_items + kThreads - 1) / kThreads;
   const std::int64_t limit = static_cast<std::int64_t>(sm_count()) * blocks_per_sm;
   return static_cast<int>(std::max<std::int64_t>(1, std::min(blocks, limit)));
+}
+
+// Launches a kernel of kThreads threads a block; throws if CUDA refuses it.
+template <typename... Params, typename... Given>
+void launch_kernel(const char* name, void (*kernel)(Params...), dim3 grid, cudaStream_t stream,
+                   const Given&... given) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, given...), name);
 }
 
 // A few scalars as a kernel argument: values, or where to read them.

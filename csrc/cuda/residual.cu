@@ -88,9 +88,8 @@ void launch_forecast_residual(const ForecastResidualArgs& args, Scalars weights,
     using X = typename decltype(type)::type;
     if (!can_vectorize(args)) {
       const auto params = make_params<kMaxTerms>(args, weights);
-      forecast_residual_scalar_kernel<X>
-          <<<grid_size(params.numel), kThreads, 0, s>>>(params, gated);
-      check_launch("forecast_residual_scalar_kernel");
+      launch_kernel("forecast_residual_scalar_kernel", forecast_residual_scalar_kernel<X>,
+                    grid_size(params.numel), s, params, gated);
     } else if (args.features * args.k <= kFewTerms) {
       launch_residual<X>(make_params<kFewTerms>(args, weights), gated, s);
     } else {

@@ -111,8 +111,9 @@ void launch_residual_vec(const ResidualParams<kTerms>& params, cudaStream_t stre
   constexpr int kVec = vec_size<X, H>();
   const int grid = grid_size((params.numel + kVec - 1) / kVec);
   const auto run = [&](auto count) {
-    forecast_residual_kernel<X, H, G, kVec, count.value, kTerms>
-        <<<grid, kThreads, 0, stream>>>(params);
+    launch_kernel("forecast_residual_kernel",
+                  forecast_residual_kernel<X, H, G, kVec, decltype(count)::value, kTerms>, grid,
+                  stream, params);
   };
   if constexpr (kTerms == kFewTerms) {
     with_count(params.k, run);
@@ -121,7 +122,6 @@ void launch_residual_vec(const ResidualParams<kTerms>& params, cudaStream_t stre
   } else {
     run(Int<kMaxHistory>{});
   }
-  check_launch("forecast_residual_kernel");
 }
 
 // Aligned tensors with x of type X; one instantiation per file.

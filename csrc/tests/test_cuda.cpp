@@ -1,6 +1,7 @@
 // CUDA kernels against the CPU kernels, which test_cpu.cpp holds to double arithmetic: the same
 // bits, for host and device scalars, sizes around the vector widths, unaligned tensors and guard
-// bytes. Exit status 77 (skipped) without a device.
+// bytes. Exit status 77 (skipped) without a device. On a machine without one, the same kernels and
+// the same test are also compiled for the host (emulator/).
 #include <cuda_runtime.h>
 
 #include <memory>
@@ -18,31 +19,38 @@ void check(cudaError_t error) {
   std::exit(EXIT_FAILURE);
 }
 
-// A copy of bytes on the device, at the same offset from a 64-byte boundary.
+// A copy of bytes on the device, at the same offset from a 64-byte boundary, between guard bytes.
 class DeviceCopy {
  public:
-  DeviceCopy(const void* host, std::size_t nbytes) : nbytes_(nbytes) {
-    const std::size_t offset = reinterpret_cast<std::uintptr_t>(host) % 64;
+  DeviceCopy(const void* host, std::size_t nbytes)
+      : nbytes_(nbytes), offset_(kGuard + reinterpret_cast<std::uintptr_t>(host) % kGuard) {
     void* base = nullptr;
-    check(cudaMalloc(&base, nbytes + offset + 64));
+    check(cudaMalloc(&base, total()));
     base_ = std::shared_ptr<void>(base, [](void* p) { cudaFree(p); });
-    data_ = static_cast<char*>(base) + offset;
-    if (nbytes > 0) check(cudaMemcpy(data_, host, nbytes, cudaMemcpyHostToDevice));
+    check(cudaMemset(base, kFill, total()));
+    if (nbytes > 0) check(cudaMemcpy(data(), host, nbytes, cudaMemcpyHostToDevice));
   }
   explicit DeviceCopy(const Buffer& buffer) : DeviceCopy(buffer.data(), buffer.nbytes()) {}
 
-  void* data() const { return data_; }
+  void* data() const { return static_cast<char*>(base_.get()) + offset_; }
+  // And nothing beside the copy was written.
   bool same_bits(const void* host) const {
-    std::vector<char> bytes(nbytes_);
-    if (nbytes_ > 0) check(cudaMemcpy(bytes.data(), data_, nbytes_, cudaMemcpyDeviceToHost));
-    return nbytes_ == 0 || std::memcmp(bytes.data(), host, nbytes_) == 0;
+    std::vector<char> bytes(total());
+    check(cudaMemcpy(bytes.data(), base_.get(), total(), cudaMemcpyDeviceToHost));
+    const auto first = bytes.begin() + offset_, last = first + nbytes_;
+    const auto intact = [](char c) { return c == kFill; };
+    return (nbytes_ == 0 || std::memcmp(&*first, host, nbytes_) == 0) &&
+           std::all_of(bytes.begin(), first, intact) && std::all_of(last, bytes.end(), intact);
   }
   bool same_bits(const Buffer& buffer) const { return same_bits(buffer.data()); }
 
  private:
-  std::size_t nbytes_;
+  static constexpr std::size_t kGuard = 64;
+  static constexpr char kFill = 0x5a;
+  std::size_t total() const { return offset_ + nbytes_ + kGuard; }
+
+  std::size_t nbytes_, offset_;
   std::shared_ptr<void> base_;
-  void* data_;
 };
 
 std::vector<DeviceCopy> to_device(const std::vector<Buffer>& buffers) {
