@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from _measure import RESULTS, markdown
 from _pages import filled
-from _trial_tables import trials
+from _trial_tables import LOST, trials
 
 from foca_dit.evaluation.tables import closeness
 
@@ -22,6 +26,10 @@ FILES = {
     "quality-adaptive-noise.json": "Noise prediction with DDIM, guidance 1.5",
     "quality-adaptive-video.json": "Video, shift {shift:g}",
 }
+
+# The setting of the first bars: 50 steps of the flow model as it is.
+FIRST = "Shift 1, 50 steps"
+FEW = 20  # denoising steps: below there is little to adapt
 
 FID_FILE = "eval-fid.json"  # by foca-dit eval, as the page says
 
@@ -78,28 +86,84 @@ def drawn(row: dict[str, Any]) -> str:
 def setting(rows: Rows) -> str:
     """PSNR by full steps: the adaptive interval by what it caches, the best uniform one, rivals."""
     adaptive = [r for r in rows if r.get("schedule") == "budget"]
-    budgets = sorted({r["full_steps"] for r in adaptive}, reverse=True)
+    budgets = _descending(adaptive)
     lines: dict[str, dict[int, str]] = {}
     for row in adaptive:
         name = f"**adaptive, {row['granularity']}**{_in_time(row)}"
         lines.setdefault(name, {})[row["full_steps"]] = decibels(row)
-    uniform = [r for r in rows if r.get("schedule") == "uniform"]
     for budget in budgets:
-        # An interval has not every number of full steps: then the next smaller one it has.
-        most = max((r["full_steps"] for r in uniform if r["full_steps"] <= budget), default=0)
-        best = max((r for r in uniform if r["full_steps"] == most), key=_psnr, default=None)
+        best = best_uniform(rows, budget, _psnr)
         if best is not None:
             name = f"{decibels(best)} ({best['scheme'].removeprefix('FoCa ')}, {best['time']})"
-            short = "" if most == budget else f" with {most}"
+            short = "" if best["full_steps"] == budget else f" with {best['full_steps']}"
             lines.setdefault("best uniform", {})[budget] = name + short
-    for row in uniform:
-        if row["scheme"] == "TaylorSeer-1":
+    for row in rows:
+        if row["scheme"] == "TaylorSeer-1" and row.get("schedule") == "uniform":
             lines.setdefault("TaylorSeer-1, uniform", {})[row["full_steps"]] = decibels(row)
     for row in rows:
         if row["scheme"] == "fewer steps":
             lines.setdefault("fewer steps", {})[row["full_steps"]] = decibels(row)
     body = [[name, *(values.get(b, "") for b in budgets)] for name, values in lines.items()]
     return markdown(["full steps", *map(str, budgets)], body)
+
+
+def best_uniform(
+    rows: Rows, budget: int, value: Callable[[dict[str, Any]], float]
+) -> dict[str, Any] | None:
+    """Of those with the most full steps within the budget: an interval has not every number."""
+    within = [r for r in rows if r.get("schedule") == "uniform" and r["full_steps"] <= budget]
+    most = max((r["full_steps"] for r in within), default=0)
+    return max((r for r in within if r["full_steps"] == most), key=value, default=None)
+
+
+def balance(rows: Rows) -> str:
+    """How far the default is from the best uniform interval, over the budgets of every sampler."""
+    lines: dict[str, list[Gain]] = {}
+    for _, group in itertools.groupby(sorted(rows, key=_order), key=_order):
+        chosen = list(group)
+        title = drawn(chosen[0])
+        lines[title] = gains(chosen)
+    others = [gain for title, found in lines.items() if title != FIRST for gain in found]
+    lines[f"**all but the first, {FEW} steps or more**"] = [g for g in others if g.steps >= FEW]
+    head = ["setting", "cells", "dB", "least", f"below {LOST:g}"]
+    head += ["dB, each sample's own", "least", f"below {LOST:g}"]
+    body = []
+    for title, found in lines.items():
+        row = [title, str(len(found))]
+        for values in ([g.together for g in found], [g.each for g in found]):
+            row += [f"{statistics.mean(values):+.1f}", f"{min(values):+.1f}"]
+            row.append(str(sum(value < LOST for value in values)))
+        body.append(row)
+    return markdown(head, body)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Decibels of the default over the best uniform interval at one number of full steps.
+
+    Attributes:
+        together: by PSNR of all samples together.
+        each: by the mean of each sample's own PSNR.
+    """
+
+    steps: int
+    together: float
+    each: float
+
+
+def gains(rows: Rows) -> list[Gain]:
+    """Of one sampler, at every budget of the default preset."""
+    found = []
+    for row in rows:
+        if row.get("schedule") != "budget" or _is_variant(row):
+            continue
+        ahead = []
+        for measure in ("psnr", "psnr_each"):
+            best = best_uniform(rows, row["full_steps"], itemgetter(measure))
+            assert best is not None
+            ahead.append(row[measure] - best[measure])
+        found.append(Gain(row["steps"], *ahead))
+    return found
 
 
 def by_tolerance(rows: Rows) -> str:
@@ -115,6 +179,15 @@ def by_tolerance(rows: Rows) -> str:
     return markdown(["tol", *(f"{t:g}" for t in tolerances)], body)
 
 
+def _descending(rows: Rows) -> list[int]:
+    return sorted({row["full_steps"] for row in rows}, reverse=True)
+
+
+def _is_variant(row: dict[str, Any]) -> bool:
+    """Whether the row is not of the default preset."""
+    return (row["granularity"], row["time"]) != ("stack", "log_snr")
+
+
 def _in_time(row: dict[str, Any]) -> str:
     """Named where it is not the default's."""
     return "" if row["time"] == "log_snr" else f", time={row['time']}"
@@ -125,7 +198,12 @@ def decibels(row: dict[str, Any]) -> str:
     return "exact" if row["psnr"] is None else f"{row['psnr']:.1f}"
 
 
-SECTIONS = {"measured": lambda: tables(read()), "trials": trials, "fid": distance}
+SECTIONS = {
+    "measured": lambda: tables(read()),
+    "balance": lambda: balance(read()),
+    "trials": trials,
+    "fid": distance,
+}
 
 
 def _psnr(row: dict[str, Any]) -> float:

@@ -14,13 +14,13 @@ from _measure import RESULTS, markdown
 Row = dict[str, Any]
 Cell = tuple[Any, ...]
 
+LOST = -0.3  # dB below the best uniform interval from which on a cell counts as lost
 GROUPS = {
     "flow, shift 1": ("flow", 1.0),
     "flow, shift 3": ("flow", 3.0),
     "noise": ("noise", None),
     "video": ("video", 3.0),
 }
-LOST = -0.3  # dB below the best uniform interval from which on a cell counts as lost
 
 
 def trials(folder: Path = RESULTS) -> str:

@@ -77,7 +77,7 @@ class Sheet:
     Attributes:
         shift: of the flow schedule; None: the model predicts noise.
         steps: denoising steps.
-        budgets: of full steps.
+        budgets: of full steps; such as a uniform interval can have, so that rows compare.
         tolerances: of the adaptive interval.
         lines: granularity and time variable of further lines of the adaptive interval.
     """
@@ -98,23 +98,23 @@ SHEETS = {
             1.0, 50, tuple(INTERVALS), TOLERANCES_50, (("output", "log_snr"), ("module", "log_snr"))
         ),
         Sheet(3.0, 50, BUDGETS_50, TOLERANCES_50),
-        Sheet(1.0, 28, (14, 10, 7)),
-        Sheet(3.0, 28, (14, 10, 7)),
-        Sheet(1.0, 20, (10, 7, 5)),
-        Sheet(3.0, 20, (10, 7, 5)),
+        Sheet(1.0, 28, (15, 10, 7)),
+        Sheet(3.0, 28, (15, 10, 7)),
+        Sheet(1.0, 20, (11, 7, 5)),
+        Sheet(3.0, 20, (11, 7, 5)),
     ),
     "noise": (
         Sheet(None, 50, BUDGETS_50, TOLERANCES_50, (("stack", "step"),)),
-        Sheet(None, 28, (14, 10, 7)),
-        Sheet(None, 20, (10, 7, 5)),
+        Sheet(None, 28, (15, 10, 7)),
+        Sheet(None, 20, (11, 7, 5)),
         Sheet(None, 8, (5,)),
         Sheet(None, 4, (3,)),
-        Sheet(None, 100, (24, 12)),
+        Sheet(None, 100, (22, 12)),
     ),
     "video": (
         Sheet(3.0, 50, BUDGETS_50, TOLERANCES_50),
-        Sheet(3.0, 28, (14, 10, 7)),
-        Sheet(3.0, 20, (10, 7, 5)),
+        Sheet(3.0, 28, (15, 10, 7)),
+        Sheet(3.0, 20, (11, 7, 5)),
         Sheet(3.0, 8, (5,)),
         Sheet(3.0, 4, (3,)),
     ),
