@@ -8,6 +8,7 @@ The tables of README.md and of the pages in docs stand between comments such as
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,8 @@ def updated(text: str) -> str:
     return filled(text, {"measured": report})
 
 
-if __name__ == "__main__":
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     for page, update in (
         (ROOT / "README.md", updated),
         (_performance.PAGE, _performance.updated),
@@ -148,3 +150,7 @@ if __name__ == "__main__":
         page.write_text(update(page.read_text()))
         print(f"written: {page}")
     _quality_plots.write_plots()
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ from .ops import (
     forecast_residual_,
     forecast_residual_packed_,
 )
-from .registry import backend_report
+from .registry import backend_report, built
 from .schemas import MAX_FEATURES, MAX_HISTORY, MAX_STATS, MAX_TERMS, SCHEMAS
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "MAX_TERMS",
     "SCHEMAS",
     "backend_report",
+    "built",
     "commit_",
     "commit_list_",
     "forecast",

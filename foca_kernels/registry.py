@@ -130,6 +130,14 @@ def _load() -> None:
         _serve(choice, device)
 
 
+def built() -> tuple[str, ...]:
+    """The compiled parts that are here: kernels by device, and the planner."""
+    folder = Path(__file__).parent
+    kernels = [f"{name} kernels" for name, file in LIBRARIES.items() if (folder / file).exists()]
+    has_planner = importlib.util.find_spec(f"{__package__}._planner") is not None
+    return (*kernels, *(["planner"] if has_planner else []))
+
+
 def backend_report() -> dict[str, dict[str, str]]:
     """Which backend serves each device, and why the ones preferred to it do not.
 

@@ -35,6 +35,8 @@ def apply_foca_cache(
 
     Args:
         model_or_pipeline: a supported transformer, or a pipeline that has one as `.transformer`.
+            Of a pipeline the cache also reads the scheduler, and follows it when it is replaced.
+            A transformer alone is taken for a flow-matching model: its timestep is the noise level.
         config: how to cache; None is the preset "default".
 
     Returns:
@@ -78,7 +80,8 @@ def apply_foca_cache(
             )
     state = CacheState(config, restartable=True)
     levels = NoiseLevels.of(scheduler, spec.timestep_scale, spec.time_runs_up)
-    install.install(model, spec, granularity, state, levels)
+    pipeline = None if scheduler is None else model_or_pipeline
+    install.install(model, spec, granularity, state, levels, pipeline=pipeline)
     return model
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import foca_kernels
 from foca_dit.analysis.metrics import psnr
 from foca_dit.cli.chart import write_picture
 from foca_dit.cli.main import main
@@ -60,15 +61,36 @@ def test_schedule_prints_the_steps_and_exports_the_plan(tmp_path, capsys):
     assert json.loads(file.read_text())["format"] == "foca-plan"
 
 
-def test_doctor_names_a_backend_for_the_cpu(capsys):
+def test_doctor_says_what_is_built_and_what_serves(capsys):
     assert main(["doctor"]) == 0
-    assert "CPU" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    compiled = "CPU kernels" in said
+    assert f"CPU tensors: served by {'cpp' if compiled else 'reference'}" in said
+    assert "CUDA tensors: " in said
+
+
+def test_doctor_says_why_a_better_backend_does_not_serve(capsys, monkeypatch):
+    report = {"CUDA": {"backend": "triton", "cpp": "_C_cuda.abi3.so is not built"}}
+    monkeypatch.setattr(foca_kernels, "backend_report", lambda: report)
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "CUDA tensors: served by triton\n  not by cpp: _C_cuda.abi3.so is not built\n" in said
+
+
+@pytest.mark.parametrize("command", ["tune", "analyze"])
+def test_a_model_of_another_kind_is_refused_by_name(command, tmp_path, capsys):
+    video = WEIGHTS.parent / "weights-video"
+    extra = ["--budget", "9"] if command == "tune" else []
+    assert main([command, str(video), *extra, "--out", str(tmp_path / "out.json")]) == 2
+    error = capsys.readouterr().err
+    assert "expected a class-conditional image model" in error
+    assert "WanTransformer3DModel" in error
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demo", "--model", "/nowhere"], "argument --model: expected a folder"),
+        (["demo", "--model", "/nowhere"], "argument model: expected a folder"),
         (
             ["demo", "--model", str(WEIGHTS), "--images", "0"],
             "--images: expected at least 1, got 0",

@@ -1,7 +1,10 @@
 """What a user changes between generations, and what goes wrong inside one: no reset is called."""
 
+import copy
 import itertools
+import weakref
 
+import diffusers
 import pytest
 import torch
 from cases import BY_NAME
@@ -9,7 +12,9 @@ from models import tiny_dit_pipeline, tiny_flux_pipeline
 from test_guidance import _dit
 from test_persistence import _generate
 
-from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats
+from foca_dit import Adaptive, FoCaCacheConfig, apply_foca_cache, foca_cache_stats, schemes
+from foca_dit.calibration.calibrated import Calibrated
+from foca_dit.origin import Origin
 
 GRANULARITIES = ("module", "stack", "output")
 # (frames, height, width) of the latent, batch
@@ -91,3 +96,54 @@ def test_guidance_scale_classes_and_steps_change():
         apply_foca_cache(fresh, config)
         assert (_dit(pipeline, scale, steps) == _dit(fresh, scale, steps)).all()
     assert foca_cache_stats(pipeline)["skipped_steps"] == 7 + 7 + 5 + 7 + 9
+
+
+def _another_scheduler(pipeline):
+    """The same kind of scheduler, shifted: other noise levels at other timesteps."""
+    return type(pipeline.scheduler).from_config(pipeline.scheduler.config, shift=7.0)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_scheduler_that_is_replaced_is_followed(granularity):
+    config = FoCaCacheConfig(schedule=Adaptive(budget=6), granularity=granularity)
+    pipeline, fresh = tiny_flux_pipeline(), tiny_flux_pipeline()
+    apply_foca_cache(pipeline, config)
+    before = _generate(pipeline)
+    pipeline.scheduler = _another_scheduler(pipeline)
+    fresh.scheduler = _another_scheduler(fresh)
+    apply_foca_cache(fresh, config)
+    image = _generate(pipeline)
+    assert torch.equal(image, _generate(fresh))
+    assert not torch.equal(image, before)
+    for name in ("schedule", "predicted_errors"):
+        assert foca_cache_stats(pipeline)[name] == foca_cache_stats(fresh)[name]
+
+
+def test_a_copied_pipeline_follows_its_own_scheduler():
+    config = FoCaCacheConfig(schedule=Adaptive(budget=6))
+    pipeline = tiny_flux_pipeline()
+    apply_foca_cache(pipeline, config)
+    before = _generate(pipeline)
+    copied = copy.deepcopy(pipeline)
+    copied.scheduler = _another_scheduler(copied)
+    assert not torch.equal(_generate(copied), before)
+    assert torch.equal(_generate(pipeline), before)
+
+
+def test_a_cache_does_not_keep_its_pipeline_alive():
+    pipeline = tiny_flux_pipeline()
+    model = apply_foca_cache(pipeline, FoCaCacheConfig())
+    dead = weakref.ref(pipeline)
+    del pipeline
+    assert dead() is None
+    assert foca_cache_stats(model)["full_steps"] == 0
+
+
+def test_a_plan_refuses_the_scheduler_that_takes_its_place():
+    pipeline = tiny_dit_pipeline()
+    origin = Origin.of(pipeline.transformer, "stack", pipeline.scheduler)
+    scheme = Calibrated(schemes.Reuse(), made_for=origin)
+    apply_foca_cache(pipeline, FoCaCacheConfig(scheme=scheme, granularity="stack"))
+    pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(ValueError, match="sampler DDIMScheduler, got EulerDiscreteScheduler"):
+        _dit(pipeline, 1.0, 12)

@@ -10,7 +10,8 @@ import copy
 import inspect
 import threading
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from foca_dit.adapters.layout import Layout, Located
 from foca_dit.adapters.output import OutputShape
 from foca_dit.adapters.registry import Hook
 from foca_dit.adapters.spec import ModelSpec, as_batch, is_list_of_tensors
+from foca_dit.clock import NoiseLevels
 from foca_dit.history import FeatureHistories
 from foca_dit.state import CacheState
 from foca_dit.stats import CacheStats
@@ -65,6 +67,7 @@ class ModelHook(Hook):
         self.features = len(layout.slots)
         self._first = state
         self._own = _Own(state, threading.get_ident())
+        self._pipeline: Callable[[], Any] = _nothing
         self.placed: list[tuple[Located, torch.nn.Module]] = []  # where the feature hooks are
         self.collapse = True  # False: skip module by module, to compare
         self.call = Call()
@@ -114,6 +117,7 @@ class ModelHook(Hook):
             state.forget(self._branch_name())  # it misses this step, so it cannot count on
             self._warn(reason)
             return run(*args, **kwargs)
+        self._follow_scheduler(state)
         timestep = _scalar(bound[self.spec.timestep])
         branch = state.enter(timestep, sample, self._branch_name())
         histories = branch.histories
@@ -223,6 +227,19 @@ class ModelHook(Hook):
                 registry.move(root, was, now)
                 self.placed[index] = located, now
 
+    def belong_to(self, pipeline: Any) -> None:
+        """Follows the pipeline's scheduler, and does not keep the pipeline alive."""
+        self._pipeline = _reference(pipeline)
+
+    def _follow_scheduler(self, state: CacheState) -> None:
+        """Another scheduler in the pipeline means other noise levels, and fits not every plan."""
+        scheduler = getattr(self._pipeline(), "scheduler", None)
+        if scheduler is None or scheduler is state.levels.scheduler:
+            return
+        if (origin := state.settings.scheme.origin) is not None:
+            origin.check(self._root, self.granularity, scheduler)
+        state.levels = NoiseLevels.of(scheduler, self.spec.timestep_scale, self.spec.time_runs_up)
+
     def _branch_name(self) -> str | None:
         if self.scope.active:
             return self.scope.branch
@@ -243,13 +260,15 @@ class ModelHook(Hook):
         levels = self._first.levels
         memo.setdefault(id(levels.scheduler), levels.scheduler)  # the pipeline's, not one's own
         copied: ModelHook = memo.setdefault(id(self), ModelHook.__new__(ModelHook))
-        own = {"_first", "_own", "scope", "_signature"}
+        own = {"_first", "_own", "_pipeline", "scope", "_signature"}
         for name, value in self.__dict__.items():
             if name not in own:
                 copied.__dict__[name] = copy.deepcopy(value, memo)
         state = self._first.anew()
         copied._first, copied._own = state, _Own(state, threading.get_ident())
         copied.scope, copied._signature = _Scope(), None
+        pipeline = self._pipeline()
+        copied.belong_to(memo.get(id(pipeline), pipeline))  # a copy of the pipeline, if it is one
         return copied
 
     def _warn(self, reason: str) -> None:
@@ -266,6 +285,20 @@ def find_hook(model: torch.nn.Module) -> ModelHook | None:
     """The cache hook of a model, or None if no cache is applied."""
     hook = registry.find(model)
     return hook if isinstance(hook, ModelHook) else None
+
+
+def _nothing() -> None:
+    """A reference to no pipeline."""
+
+
+def _reference(pipeline: Any) -> Callable[[], Any]:
+    """A weak reference, where Python can make one."""
+    if pipeline is None:
+        return _nothing
+    try:
+        return weakref.ref(pipeline)
+    except TypeError:
+        return lambda: pipeline
 
 
 def _one_timestep(timestep: Any) -> bool:

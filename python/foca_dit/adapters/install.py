@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ def install(
     state: CacheState,
     levels: NoiseLevels,
     stage_of: Callable[[torch.nn.Module], object] = device_of,
+    pipeline: Any = None,
 ) -> None:
     """Puts the hooks of one granularity into a model.
 
@@ -33,12 +35,14 @@ def install(
         state: the state that the model's calls use outside any `cache_scope`.
         levels: what the model's timestep means.
         stage_of: what the blocks have in common that one launch serves: their device.
+        pipeline: whose `.scheduler` the cache follows; None: the levels stay.
     """
     _keep_out_of_graphs()
     # A mask names single features: sums over them would not do.
     accumulate = not isinstance(state.settings.schedule, StepMask)
     layout = lay_out(model, spec, granularity, accumulate, stage_of)
     root = ModelHook(spec, granularity, layout, state)
+    root.belong_to(pipeline)
     hooks: list[tuple[torch.nn.Module, registry.Hook]] = [(model, root)]
     for located in layout.located:
         hook = FeatureHook(root.call, located, layout.accumulated)

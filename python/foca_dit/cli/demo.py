@@ -114,10 +114,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load(folder: Path) -> tuple[torch.nn.Module, Any]:
-    """The trained transformer in float32 and its scheduler."""
+    """A trained class-conditional image model in float32, and its scheduler.
+
+    Raises:
+        FileNotFoundError: the folder has no model.
+        ValueError: its model is of another kind.
+    """
     from foca_dit.evaluation.trained import load_trained
 
     trained = load_trained(folder)
+    config: Any = trained.model.config
+    if not {"sample_size", "in_channels", "num_embeds_ada_norm"} <= set(config):
+        raise ValueError(
+            "argument model: expected a class-conditional image model such as "
+            f"DiTTransformer2DModel, got {type(trained.model).__name__} in {folder}: from Python "
+            "every supported model can be tuned (docs/tune.md, From Python)"
+        )
     return trained.model, trained.scheduler
 
 

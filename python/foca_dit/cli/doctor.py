@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -23,10 +24,24 @@ def add_to(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the report."""
-    print(f"torch {torch.__version__}, CUDA device: {_gpu()}")
-    for device, report in foca_kernels.backend_report().items():
-        print(f"{device}: {report}")
+    print(f"torch {torch.__version__}, Triton {_triton()}, CUDA device: {_gpu()}")
+    print(f"compiled C++: {', '.join(foca_kernels.built()) or 'nothing'}")
+    report = foca_kernels.backend_report()
+    for device, row in report.items():
+        print(f"{device} tensors: served by {row['backend']}")
+        for other, why in row.items():
+            if other != "backend":
+                print(f"  not by {other}: {why}")
+    if "CUDA" not in report:
+        print("CUDA tensors: none, this torch is built without CUDA")
     return 0
+
+
+def _triton() -> str:
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _gpu() -> str:

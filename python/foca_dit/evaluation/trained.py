@@ -76,7 +76,7 @@ def load_trained(folder: Path) -> Trained:
     for part in ("transformer", "scheduler"):
         if not (folder / part).is_dir():
             raise FileNotFoundError(
-                f"argument --model: expected a folder with transformer/ and scheduler/, got "
+                f"argument model: expected a folder with transformer/ and scheduler/, got "
                 f"{folder}: run it from a checkout of the repository, or name the folder"
             )
     import diffusers
