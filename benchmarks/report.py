@@ -39,7 +39,7 @@ def skip_tables() -> str:
     caption = (
         f"The demo's model on a CPU, batch {any_run['batch']}, {any_run['steps']} steps, "
         f"N = {any_run['interval']} ({any_run['full_steps']} full steps): medians of all rounds, "
-        "and in brackets from where to where they reach; PSNR in dB to the full run. "
+        "and in brackets where the middle half of them lies; PSNR in dB to the full run. "
         f"{where(any_run)} (`python benchmarks/skip.py`).\n\n"
     )
     return caption + markdown(
@@ -67,7 +67,7 @@ def skip_tables() -> str:
 
 def _ranged(row: dict[str, Any], name: str, form: str) -> str:
     """In percent."""
-    value, low, high = (format(100 * x, form) for x in (row[name], *row[f"{name}_range"]))
+    value, low, high = (format(100 * x, form) for x in (row[name], *row[f"{name}_half"]))
     return f"{value}% ({low} to {high})"
 
 
@@ -104,17 +104,18 @@ def op_table() -> str:
     """How much faster each operator is than what else computes the same."""
     rows = load("ops-cpu.json")
     caption = (
-        "\n\nThe operators on the CPU, 8M bfloat16 elements per tensor (with 8 features: in all of "
-        "one slot), cold buffers: times faster than the same in eager bfloat16 as published caches "
-        "write it, in eager bfloat16 with as few and as reused buffers as can be, in eager "
-        "float32, with "
-        "`torch._foreach`, with `torch.compile` of that float32 (new tensors, as published caches "
-        "make them, and in place, where it moves no more bytes than the kernel), and than the "
-        "calibrator of cache-dit 1.5.3 "
-        "(whose update only clones): "
+        "\n\nThe operators on the CPU: times faster than other ways to compute the same, 8M "
+        "bfloat16 elements per tensor (with 8 features: in all of one slot), cold buffers. "
         f"{where(rows[0])} (`python benchmarks/ops.py ratios`).\n\n"
     )
-    return caption + _performance.ratio_table(rows, OPERATORS)
+    explained = (
+        "\n\n*eager*: bfloat16 as published caches write it; *eager-in-place*: with as few buffers "
+        "as can be. *eager-float32*: in float32 with one rounding, as the kernels. *compile*: that "
+        "under `torch.compile`, into new tensors or in place. *cache-dit*: the calibrator of "
+        "cache-dit 1.5.3; its commit only clones. Above 100 % of a copy: an operator reads more "
+        "than it writes, and writing costs more."
+    )
+    return caption + _performance.ratio_table(rows, OPERATORS).rstrip() + explained
 
 
 def gpu_table() -> str:

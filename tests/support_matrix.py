@@ -219,8 +219,8 @@ _BASIC = ("granularity", "one launch")
 
 
 def _features(shown: Shown) -> str:
-    rows = ["| shown | models | tests |", "|---|---|---|"]
-    for feature, (_, said) in FEATURES.items():
+    rows = ["| column | shown | models | tests |", "|---|---|---|---|"]
+    for feature, (column, said) in FEATURES.items():
         claims = [claim for claim in shown if claim.feature == feature]
         by_letters: dict[str, list[str]] = defaultdict(list)
         for model in dict.fromkeys(claim.model for claim in claims):
@@ -229,5 +229,5 @@ def _features(shown: Shown) -> str:
         models = "; ".join(f"{k}: {', '.join(v)}" for k, v in by_letters.items())
         tests = sorted({test for claim in claims for test in shown.tests[claim]})
         names = ", ".join(f"`{name.removeprefix('tests/')}`" for name in tests)
-        rows.append(f"| {said} | {models} | {names} |")
+        rows.append(f"| {column or 'granularity'} | {said} | {models} | {names} |")
     return "\n".join(rows)

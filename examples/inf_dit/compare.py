@@ -9,12 +9,10 @@ Every line starts from the same noise. Seconds are those of the best of `--repea
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import math
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +102,6 @@ def cached(
         remove_foca_cache(model)
 
 
-def best_of(repeats: int, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
-    """What a run returns, and the seconds of the fastest."""
-    fastest = math.inf
-    for _ in range(repeats):
-        started = time.perf_counter()
-        images = run()
-        fastest = min(fastest, time.perf_counter() - started)
-    return images, fastest
-
-
 def measure(args: argparse.Namespace) -> None:
     """Runs every line and writes it down at once."""
     truth = load_fashion_mnist("t10k", args.data)[0][: args.images]
@@ -122,7 +110,7 @@ def measure(args: argparse.Namespace) -> None:
     goc = find_goc(model, shrink(other))
     results = Results(args.out, "cpu")
     upsample(model, low, 2)  # compiles and fills caches
-    full, full_seconds = best_of(args.repeats, lambda: upsample(model, low, STEPS))
+    full = upsample(model, low, STEPS)
 
     def add(name: str, group: str, images: torch.Tensor, **row: Any) -> None:
         closeness = psnr(images, full)
@@ -140,23 +128,15 @@ def measure(args: argparse.Namespace) -> None:
         print(f"{name:<44}{group:<8}{last['psnr']:6.2f} {last['ssim']:.4f} {closeness:6.2f}", row)
 
     add("bicubic", "no cache", bicubic(low))
-    add("full", "no cache", full, full_steps=STEPS, seconds=full_seconds, full_s=full_seconds)
+    add("full", "no cache", full, full_steps=STEPS)
     for interval in INTERVALS:
         count = len(Interval(interval, warmup=WARMUP).full_steps(STEPS))
-        images, seconds = best_of(args.repeats, lambda n=count: upsample(model, low, n))
-        add(
-            "fewer steps",
-            f"N = {interval}",
-            images,
-            full_steps=count,
-            seconds=seconds,
-            full_s=full_seconds,
-        )
+        images = upsample(model, low, count)
+        add("fewer steps", f"N = {interval}", images, full_steps=count)
     for name, group, config, together in settings(goc):
         stats: dict[str, float] = {}
-        run = functools.partial(cached, model, low, config, together, stats)
-        images, seconds = best_of(args.repeats, run)
-        add(name, group, images, seconds=seconds, full_s=full_seconds, **stats)
+        images = cached(model, low, config, together, stats)
+        add(name, group, images, **stats)
     print(f"written: {args.out}")
 
 
@@ -168,7 +148,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"{where['device']}, {where['threads']} threads, torch {where['torch']}, "
         f"commit {where['commit']}, {where['date']} (`python examples/inf_dit/compare.py`).",
     ]
-    head = ["", "full steps", "PSNR", "SSIM", "PSNR to full", "seconds", "speedup", "ideal", "MB"]
+    head = ["", "full steps", "PSNR", "SSIM", "PSNR to full", "ideal speedup", "MB"]
     for group in dict.fromkeys(row["group"] for row in rows):
         chosen = [row for row in rows if row["group"] == group]
         if group != "no cache":
@@ -181,12 +161,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _cells(row: dict[str, Any]) -> list[str]:
     cells = [row["name"], "", f"{row['psnr']:.2f}", f"{row['ssim']:.4f}"]
     cells.append("" if row["psnr_full"] is None else f"{row['psnr_full']:.1f}")
-    if "seconds" not in row:
-        return [*cells, "", "", "", ""]
+    if "full_steps" not in row:
+        return [*cells, "", ""]
     cells[1] = f"{row['full_steps']:g}"
-    speedup, ideal = row["full_s"] / row["seconds"], row["steps"] / row["full_steps"]
     held = f"{row['nbytes'] / 1e6:.0f}" if "nbytes" in row else ""
-    return [*cells, f"{row['seconds']:.2f}", f"{speedup:.2f}x", f"{ideal:.2f}x", held]
+    return [*cells, f"{row['steps'] / row['full_steps']:.2f}x", held]
 
 
 def updated(text: str, rows: list[dict[str, Any]]) -> str:
@@ -197,7 +176,6 @@ def updated(text: str, rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--out", type=Path, default=RESULTS / "inf-dit.json")
     parser.add_argument("--table", action="store_true", help="only write README.md's table")

@@ -43,7 +43,7 @@ def test_a_skipped_step_of_modules_is_the_forecasts_gated_and_added():
 
 def test_skip_measures_every_way_and_the_model_without_blocks(tmp_path, monkeypatch):
     out = tmp_path / "skip.json"
-    options = ["--batch", "2", "--steps", "9", "--interval", "3", "--rounds", "1", "--out", out]
+    options = ["--batch", "2", "--steps", "9", "--interval", "3", "--rounds", "2", "--out", out]
     monkeypatch.setattr(sys, "argv", ["skip.py", *map(str, options)])
     skip.main()
     rows = json.loads(out.read_text())

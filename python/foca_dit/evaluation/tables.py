@@ -79,7 +79,6 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("classifier-IS", "classifier_is", "{:.2f}".format),
     ("class accuracy", "accuracy", "{:.1%}".format),
     ("GFLOPs/image", "gflops_per_image", "{:.2f}".format),
-    ("seconds", "seconds", "{:.1f}".format),
     ("cache MB", "nbytes", lambda value: f"{value / 1e6:.2f}"),
 )
 
