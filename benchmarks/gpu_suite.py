@@ -24,6 +24,7 @@ Without diffusers the models are plain PyTorch blocks of the same shapes; every 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -106,6 +107,11 @@ def main() -> int:
 
     from foca_kernels import backend_report
 
+    wanted = "triton" if os.environ.get("FOCA_BACKEND") == "triton" else "cpp"
+    if on_gpu and (serving := backend_report()["CUDA"])["backend"] != wanted:
+        parser.error(
+            f"the CUDA library does not serve ({serving}); FOCA_BACKEND=triton goes without"
+        )
     folder = args.out or (RESULTS if on_gpu else _paths.ROOT / "build/suite-on-cpu")
     found = Results(None, args.device)
     print(", ".join(f"{k} {v}" for k, v in found.common.items()))
@@ -116,7 +122,8 @@ def main() -> int:
         right = correctness(args.device, found, args.quick)
     print(f"correct: {right}, after {time.perf_counter() - started:.0f} s")
     for part in ["ops"] if args.quick else args.part or PARTS:
-        seconds = args.seconds
+        # What came before the first part is taken from its time, so that one part is one call.
+        seconds = args.seconds - (time.perf_counter() - started if len(files) == 1 else 0.0)
         results = found
         if args.quick:
             seconds = QUICK_SECONDS - (time.perf_counter() - started)

@@ -9,7 +9,7 @@ namespace foca::ops {
 namespace {
 
 void parallel(std::int64_t size, std::int64_t grain, cpu::RangeBody body, void* context) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, size, grain, body, context));
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, size, grain, body, context));
 }
 
 void run(const CheckedCalibrate& checked) {

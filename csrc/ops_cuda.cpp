@@ -21,7 +21,7 @@ void* current_stream(std::int32_t device_index) {
     throw std::runtime_error("foca: this torch was built without CUDA");
   }
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
   return stream;
 }
 
@@ -52,7 +52,7 @@ void run(const CheckedCommit& checked) {
   if (size > 0) {
     const std::int64_t stride = 1;
     AtenTensorHandle handle = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
+    TORCH_ERROR_CODE_CHECK(
         aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(),
                                  aoti_torch_device_type_cuda(), checked.device_index, &handle));
     workspace.emplace(handle);

@@ -43,8 +43,8 @@ Tensor forecast(const TensorList& history, const Tensor& weights) {
   const Arg like("forecast", "history", 0, history[0]);
   std::int64_t* strides = nullptr;
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(history[0].get(), &strides));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(history[0].get(), &strides));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       like.dim, like.sizes, strides, like.dtype, like.device_type, like.device_index, &handle));
   Tensor out(handle);
   checked.args.out = out.data_ptr();

@@ -10,7 +10,7 @@
 namespace foca::ops {
 namespace {
 
-#define FOCA_TORCH_CALL(call) STABLE_TORCH_ERROR_CODE_CHECK(call)
+#define FOCA_TORCH_CALL(call) TORCH_ERROR_CODE_CHECK(call)
 
 const std::int32_t kFloat32 = aoti_torch_dtype_float32();
 const std::int32_t kFloat16 = aoti_torch_dtype_float16();

@@ -29,6 +29,7 @@ from .run import Run, why
 from .timeline import trace
 
 ANCHORS = (0, 1, 2)  # full steps; all later ones are skipped
+SLOW_MS = 2000  # a full step of this is timed once
 MANY = 1000  # steps of the loop that the skipped ones are taken from
 # Frames to try where a history of every module does not fit the memory.
 FRAMES = (129, 97, 81, 65, 49, 33, 17, 9, 5, 1)
@@ -116,8 +117,14 @@ def whole_steps(run: Run, name: str) -> None:
         return
     try:
         workload = models.build(name, run.device, run.tiny)
-        repeats = 3 if run.on_gpu else 2
-        full_ms = run.ms(lambda: workload.call(workload.sample, 0.5), repeats)
+        full_ms = run.ms(lambda: workload.call(workload.sample, 0.5), repeats=1)
+        # Every granularity commits the anchors, and once more for its graph.
+        anchors_s = 1e-3 * full_ms * len(ANCHORS) * 2 * len(GRANULARITIES)
+        if run.on_gpu and not run.budget.allows(run.results, what, anchors_s):
+            return
+        repeats = 1 if full_ms > SLOW_MS else 3 if run.on_gpu else 2
+        if repeats > 1:
+            full_ms = run.ms(lambda: workload.call(workload.sample, 0.5), repeats)
         print(f"\n{what} ({workload.source}): a full step takes {full_ms:.2f} ms")
         _row(run, workload, "full step", "eager", full_ms)
         for granularity in GRANULARITIES:

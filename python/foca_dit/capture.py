@@ -6,6 +6,7 @@ if it were under way. So a step is first run under watch, and captured only if i
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,6 +27,17 @@ READS = {
     aten.masked_select.default,
     aten.repeat_interleave.Tensor,
     aten.equal.default,
+    aten.bincount.default,
+    aten._unique2.default,
+    aten.unique_consecutive.default,
+    aten.unique_dim.default,
+}
+# These read the places where a mask is true.
+INDEXED = {
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
 }
 COPIES = {aten._to_copy.default, aten.copy_.default}
 MAKERS = {torch.tensor, torch.as_tensor}
@@ -63,7 +75,7 @@ class _Reads(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in READS or (func is aten.index.Tensor and any(map(_is_mask, args[1]))):
+        if func in READS or (func in INDEXED and any(map(_is_mask, args[1]))):
             raise NotCapturable(f"the step reads values on the host ({func})")
         output = func(*args, **(kwargs or {}))
         if func in COPIES:
@@ -108,8 +120,10 @@ def _place(device: torch.device, stream: int) -> tuple[torch.cuda.Stream, torch.
 
 
 def _captured(graph: torch.cuda.CUDAGraph, run: Run, pool: Any) -> Any:
-    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    collects = gc.isenabled()
+    gc.disable()  # before torch 2.13 a graph that is collected meanwhile breaks the capture
     try:
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         output = run()
         graph.capture_end()
     except BaseException as error:
@@ -117,6 +131,9 @@ def _captured(graph: torch.cuda.CUDAGraph, run: Run, pool: Any) -> Any:
         with suppress(Exception):
             graph.capture_end()
         raise
+    finally:
+        if collects:
+            gc.enable()
     return output
 
 

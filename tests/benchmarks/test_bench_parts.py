@@ -276,6 +276,24 @@ def test_without_diffusers_plain_blocks_stand_in_and_say_so(run, monkeypatch):
     assert all(r["source"] == "plain PyTorch blocks of the same shapes" for r in rows)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["dit-xl/2-256", "flux.1-dev", "wan2.1-14b"])
+@pytest.mark.parametrize("granularity", ["module", "stack"])
+def test_a_cuda_graph_is_the_skipped_step(name, granularity):
+    """Where there is no diffusers, too: tests/layer/test_graphs.py has the models themselves."""
+    from suite.skipped import ANCHORS, stepper
+
+    workload, outputs = models.build(name, "cuda", tiny=True, plain=True), {}
+    for graph in (True, False):
+        with workload.cached(granularity, FullSteps(ANCHORS), cuda_graph=graph):
+            step = stepper(workload)
+            outputs[graph] = [step() for _ in range(len(ANCHORS) + 3)]
+            stats = foca_cache_stats(workload.model)
+            assert stats["graph_replays"] == 3 * graph, stats["graph_refusals"]
+    assert all(map(torch.equal, outputs[True], outputs[False]))
+
+
 def test_a_timeline_by_hand():
     from suite.timeline import summary
 

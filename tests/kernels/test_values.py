@@ -222,4 +222,7 @@ def test_unaligned_slices_and_their_neighbours(backend, dtype, offset, shape):
     stats_of_views = run(views[0], views[1], views[2:])
     assert all(map(same_bits, views, plain))
     assert all(g.guards_intact() for g in guarded)
-    assert same_bits(stats, stats_of_views)
+    if backend.device == "cuda":  # the order of a sum depends on the width of the loads
+        torch.testing.assert_close(stats, stats_of_views, rtol=1e-6, atol=0.0)
+    else:
+        assert same_bits(stats, stats_of_views)

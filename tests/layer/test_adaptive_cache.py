@@ -54,6 +54,18 @@ def call(model, t, x, label=0):
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_generation_may_leave_inference_mode_part_way(granularity):
+    config = FoCaCacheConfig(schedule=Adaptive(budget=5), granularity=granularity)
+    alone, mixed = (apply_foca_cache(tiny_dit(), config) for _ in range(2))
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for step in range(10):
+        with torch.inference_mode(step < 3):
+            output = call(mixed, 900.0 - 90 * step, x)
+        assert torch.equal(output, call(alone, 900.0 - 90 * step, x))
+    assert foca_cache_stats(mixed)["full_steps"] == foca_cache_stats(alone)["full_steps"]
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("limit", [{"tol": 0.3}, {"budget": 7}])
 def test_a_replay_from_a_file_is_equal_bit_for_bit(granularity, limit, tmp_path):
     images = []

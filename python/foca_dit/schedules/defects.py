@@ -47,9 +47,7 @@ class DefectMeter:
     def slot(self, step: int, feature: int, device: torch.device) -> torch.Tensor:
         """Where the commit of a feature reduces to: float32 [2] on its device."""
         if step != self._step:
-            self._step = step
-            for sums in self._sums.values():
-                sums.zero_()
+            self._step, self._sums = step, {}  # new ones: inference mode may have begun or ended
         if device not in self._sums:
             self._sums[device] = torch.zeros(self._count, ROWS, device=device)
         return self._sums[device][feature]
