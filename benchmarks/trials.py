@@ -40,6 +40,21 @@ class FeedbackByGap(schemes.FoCa):
 
 
 @dataclass(frozen=True)
+class HalfReturns(schemes.FoCa):
+    """FoCa with the feedback at which half of an innovation returns in the next one.
+
+    On uniform steps c (1 - 2^-(g-1)) of it returns after a gap of g: so c is 1 after gaps of one or
+    two steps and falls to 1/2 after long ones.
+    """
+
+    def _weights(self, tau: list[float], anchors: list[int], step: int) -> Table:
+        gap = anchors[-1] - anchors[-2]
+        feedback = 0.5 / (1.0 - 2.0 ** (1 - gap)) if gap > 1 else 1.0
+        scheme = schemes.FoCa(feedback=feedback, first_slope=self.first_slope)
+        return scheme._weights(tau, anchors, step)
+
+
+@dataclass(frozen=True)
 class Variant:
     """What a trial changes.
 
@@ -71,6 +86,7 @@ VARIANTS = {
     "c = 1": _foca(feedback=1.0),
     "c = 1 after gaps up to 2": Variant(FeedbackByGap(feedback=0.5, first_slope=0.25, short=2)),
     "c = 1 after gaps up to 3": Variant(FeedbackByGap(feedback=0.5, first_slope=0.25, short=3)),
+    "c by gap, half returns": Variant(HalfReturns(first_slope=0.25)),
     "three full steps first": Variant(schedule={"first": 3}),
     "trust 0.2": Variant(schedule={"trust": 0.2}),
     "trust 0.6": Variant(schedule={"trust": 0.6}),

@@ -19,6 +19,16 @@ def test_feedback_by_gap(anchors, feedback):
     assert scheme._weights(tau, anchors, 7).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize(("anchors", "feedback"), [([0, 1, 3], 1.0), ([0, 1, 4], 2 / 3)])
+def test_half_of_an_innovation_returns(anchors, feedback):
+    scheme, tau = trials.HalfReturns(), [float(step) for step in range(12)]
+    expected = schemes.FoCa(feedback=feedback)
+    assert scheme._weights(tau, anchors, 7).tolist() == expected._weights(tau, anchors, 7).tolist()
+    # The old innovation's part in the new one, after the gap whose forecasts had that feedback.
+    (carried,) = -scheme._rows(tau, [*anchors, 2 * anchors[-1] - anchors[-2]])[1:2, 2]
+    assert carried == pytest.approx(0.5)
+
+
 def test_every_variant_changes_one_thing():
     for name, variant in trials.VARIANTS.items():
         changed = [variant.scheme != MEASURED_FOCA, bool(variant.schedule), bool(variant.constants)]
@@ -45,5 +55,5 @@ def test_variants_draw_beside_the_default_and_go_on(tmp_path, monkeypatch):
     trials.main()
     assert json.loads(out.read_text()) == rows
     lines = table(tmp_path).splitlines()
-    gain = by_variant["c = 1"]["psnr"] - by_variant["default"]["psnr"]
+    gain = by_variant["c = 1"]["psnr_each"] - by_variant["default"]["psnr_each"]
     assert any(line.startswith("| c = 1 ") and f"{gain:+.2f}" in line for line in lines)
