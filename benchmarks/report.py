@@ -81,7 +81,7 @@ def quality_table() -> str:
     ]
     caption = (
         "\n\nHow close 128 garments stay to the full run of 50 steps: PSNR in dB (higher is "
-        "closer) at equal numbers of full steps, all cached at `stack`. Best uniform: the best of "
+        "closer) at equal numbers of full steps; uniform intervals cache the `stack`. Best uniform: the best of "
         "FoCa (c = 1/2, 3/4, 1) and TaylorSeer-1 there (`python benchmarks/quality.py adaptive`; "
         "other settings, some where uniform wins, in docs/quality.md).\n\n"
     )

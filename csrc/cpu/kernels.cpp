@@ -183,7 +183,7 @@ void add_features_kernel(float* acc, const ForecastResidualArgs& args, const Pas
             for (int l = 0; l < kFeatures; ++l) {
               Float feature = {};
               for (int p = 0; p < count; ++p) {
-                __builtin_prefetch(ahead[l][p] + i);
+                prefetch(ahead[l][p] + i);
                 feature = math::add_term(feature, weight[l][p], load_near(data[l][p] + i, extent));
               }
               if constexpr (__is_same(Gate, NoGate)) {

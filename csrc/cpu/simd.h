@@ -55,6 +55,11 @@ struct Streamed : Full {};
 // nothing that could be told from noise. Past the end of a tensor the hint is without effect.
 constexpr int kPrefetchBytes = 2048;
 
+// Asks for data that is used once: histories should not push a model's weights and activations out
+// of the caches. A skipped step of 101 MB of histories takes 14 % less time than with data kept
+// near (AMD EPYC, batch 64 of the demo's model at `module`, 2026-11), one of 7 MB no more.
+FOCA_SIMD void prefetch(const void* address) { __builtin_prefetch(address, 0, 0); }
+
 template <typename Raw, typename Extent>
 FOCA_SIMD Raw load_raw(const void* src, Extent extent) {
   Raw raw = {};
@@ -178,7 +183,7 @@ FOCA_SIMD Float load_near(const bf16* src, Extent extent) {
 // One of a stream of loads.
 template <typename T, typename Extent>
 FOCA_SIMD Float load(const T* src, Extent extent) {
-  __builtin_prefetch(reinterpret_cast<const char*>(src) + kPrefetchBytes);
+  prefetch(reinterpret_cast<const char*>(src) + kPrefetchBytes);
   return load_near(src, extent);
 }
 
