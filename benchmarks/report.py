@@ -81,8 +81,8 @@ def quality_table() -> str:
     ]
     caption = (
         "\n\nHow close 128 garments stay to the full run of 50 steps: PSNR in dB (higher is "
-        "closer) at equal numbers of full steps; uniform intervals cache the `stack`. Best uniform: the best of "
-        "FoCa (c = 1/2, 3/4, 1) and TaylorSeer-1 there (`python benchmarks/quality.py adaptive`; "
+        "closer) at equal numbers of full steps. Best uniform: the best of FoCa (c = 1/2, 3/4, 1) "
+        "and TaylorSeer-1, caching the `stack` (`python benchmarks/quality.py adaptive`; "
         "other settings, some where uniform wins, in docs/quality.md).\n\n"
     )
     return caption + _quality.setting(rows)
