@@ -52,9 +52,9 @@ void run(const CheckedCommit& checked) {
   if (size > 0) {
     const std::int64_t stride = 1;
     AtenTensorHandle handle = nullptr;
-    TORCH_ERROR_CODE_CHECK(
-        aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(),
-                                 aoti_torch_device_type_cuda(), checked.device_index, &handle));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(),
+                                                    aoti_torch_device_type_cuda(),
+                                                    checked.device_index, &handle));
     workspace.emplace(handle);
   }
   cuda::launch_commit(checked.args, scalars(checked.transition),

@@ -44,8 +44,8 @@ Tensor forecast(const TensorList& history, const Tensor& weights) {
   std::int64_t* strides = nullptr;
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(history[0].get(), &strides));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      like.dim, like.sizes, strides, like.dtype, like.device_type, like.device_index, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(like.dim, like.sizes, strides, like.dtype,
+                                                  like.device_type, like.device_index, &handle));
   Tensor out(handle);
   checked.args.out = out.data_ptr();
   run(checked);

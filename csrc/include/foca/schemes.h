@@ -12,8 +12,8 @@
 // With one anchor every scheme reuses it. Bad arguments throw std::invalid_argument.
 //
 // The arithmetic is that of foca_dit.schemes, operation by operation, so that both give the same
-// numbers (tests/schemes/test_scheme_planner.py). Other schemes: export their tables as a plan from Python
-// (docs/plan-format.md).
+// numbers (tests/schemes/test_scheme_planner.py). Other schemes: export their tables as a plan from
+// Python (docs/plan-format.md).
 #pragma once
 
 #include <algorithm>
