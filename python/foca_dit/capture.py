@@ -28,9 +28,6 @@ READS = {
     aten.repeat_interleave.Tensor,
     aten.equal.default,
     aten.bincount.default,
-    aten._unique2.default,
-    aten.unique_consecutive.default,
-    aten.unique_dim.default,
 }
 # These read the places where a mask is true.
 INDEXED = {

@@ -207,8 +207,6 @@ class _Histories:
         (lambda x: x[x > 0], "reads values"),
         (lambda x: x.masked_select(x > 0), "reads values"),
         (lambda x: x.index_put_((x > 0,), x[1:]), "reads values"),
-        (lambda x: x.unique(), "reads values"),
-        (lambda x: x.unique_consecutive(), "reads values"),
         (lambda x: x.long().bincount(), "reads values"),
         (lambda x: x * x.sum().item(), "reads values"),
         (lambda x: x if x.any() else -x, "reads values"),
