@@ -53,7 +53,7 @@ def draw(rows: list[Row], steps: int) -> Image.Image:
 def _label(row: Row, full: Row, steps: int) -> tuple[str, str]:
     if row is full:
         return "every step computed", f"{steps} of {steps} steps, speed 1x"
-    speed = f"{row.full_steps} of {steps} steps, {full.seconds / row.seconds:.1f}x faster"
+    speed = f"{row.full_steps} of {steps} steps, {row.speedup:.1f}x faster"
     return f"{row.scheme}, {row.granularity}: {row.psnr:.1f} dB", speed
 
 
