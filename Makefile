@@ -46,7 +46,8 @@ $(VENV)/built: $(VENV)/installed $(SOURCES)
 	@touch $@
 
 # The tests also read the machine code of the CUDA kernels, where something can compile them.
-$(VENV)/built-for-tests: $(VENV)/built
+$(VENV)/built-for-tests: $(VENV)/built requirements-test.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@if [ -z "$(GPU_ARCHS)" ] && command -v nvcc > /dev/null; then \
 	  FOCA_BUILD_CUDA=1 FOCA_CUDA_ARCHS=90 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install \
 	    --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .; fi

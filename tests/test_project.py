@@ -71,7 +71,10 @@ def test_kernels_know_no_models(path):
 
 def test_one_set_of_pins():
     pins = dict(
-        line.split("==") for line in (ROOT / "requirements.txt").read_text().split() if "==" in line
+        line.split("==")
+        for file in ("requirements.txt", "requirements-test.txt")
+        for line in (ROOT / file).read_text().split()
+        if "==" in line
     )
     hooks = (ROOT / ".pre-commit-config.yaml").read_text()
     revisions = re.findall(
