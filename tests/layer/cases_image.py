@@ -216,7 +216,13 @@ def _sizes(batch: int) -> torch.Tensor:
     return torch.tensor([[64.0, 64.0]]).expand(batch, -1)
 
 
-def cogview(name: str, cls: Any, wrapped: tuple[str, ...], **config: Any) -> Case:
+def cogview(
+    name: str,
+    cls: Any,
+    wrapped: tuple[str, ...],
+    call: dict[str, Any] = {"original_size": _sizes},  # noqa: B006
+    **config: Any,
+) -> Case:
     return Case(
         name=name,
         build=lambda: cls(
@@ -235,7 +241,7 @@ def cogview(name: str, cls: Any, wrapped: tuple[str, ...], **config: Any) -> Cas
         tokens=16,
         inputs=inputs(
             {
-                "original_size": _sizes,
+                **call,
                 "target_size": _sizes,
                 "crop_coords": lambda batch: torch.zeros(batch, 2),
             },
@@ -253,6 +259,46 @@ COGVIEW3 = cogview(
     ("attn1", "ff"),
     pos_embed_max_size=8,
     sample_size=8,
+)
+GLM = cogview(
+    "glm-image",
+    diffusers.GlmImageTransformer2DModel,
+    ("attn1", "ff", "ff"),
+    {
+        "prior_token_id": lambda batch: torch.arange(batch * 16).view(batch, 16) % 8,
+        "prior_token_drop": lambda batch: torch.zeros(batch, 16, dtype=torch.bool),
+    },
+    prior_vq_quantizer_codebook_size=8,
+)
+KREA2 = Case(
+    name="krea2",
+    build=lambda: diffusers.Krea2Transformer2DModel(
+        in_channels=4,
+        num_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        timestep_embed_dim=16,
+        text_hidden_dim=16,
+        num_text_layers=2,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=2,
+        text_intermediate_size=16,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 6, 6),
+    ),
+    shape=(16, 4),
+    features=3 * 2,
+    slots=3,
+    tokens=5 + 16,  # text and image
+    timestep=flow,
+    inputs=inputs(
+        {"position_ids": torch.arange(63.0).view(21, 3)}, encoder_hidden_states=randn(5, 2, 16)
+    ),
+    wrapped={"transformer_blocks": ("attn", "ff")},
+    modular=True,
 )
 AURA_FLOW = Case(
     name="aura-flow",

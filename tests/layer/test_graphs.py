@@ -27,10 +27,11 @@ from foca_dit.stats import CacheStats
 FULL = FullSteps([0, 1, 4, 8])
 STEPS = 12
 DIT = BY_NAME["dit"]
-READS = "the step reads values on the host (aten._local_scalar_dense.default)"
+READS = "the step reads values on the host (aten.{})"
 NOT_CAPTURABLE = {
-    "hunyuan-video-framepack": READS,
-    "hunyuan-video-1.5": READS,
+    "glm-image": READS.format("index.Tensor"),
+    "hunyuan-video-framepack": READS.format("_local_scalar_dense.default"),
+    "hunyuan-video-1.5": READS.format("_local_scalar_dense.default"),
     "qwen-edit": "the step copies numbers to the device (tensor)",
 }
 

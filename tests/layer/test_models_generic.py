@@ -12,9 +12,16 @@ import pytest
 import torch
 from cases import CASES
 from diffusers.hooks._helpers import TransformerBlockRegistry
-from generic_cases import GENERIC, build
+from generic_cases import GENERIC, build, randn
 
-from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
+from foca_dit import (
+    CacheState,
+    FoCaCacheConfig,
+    apply_foca_cache,
+    cache_scope,
+    foca_cache_stats,
+    remove_foca_cache,
+)
 from foca_dit.adapters.generic import STACKS
 from foca_dit.adapters.hooks import find_hook
 from foca_dit.adapters.models import SPECS, find_spec
@@ -30,8 +37,10 @@ def _outputs(model, call, unit, times):
     def one(t):
         timestep = unit(t) if callable(unit) else torch.tensor([unit * t])
         output = model(**{name: timestep}, return_dict=False, **call)
-        output = output if isinstance(output, torch.Tensor) else output[0]
-        return torch.stack(output) if isinstance(output, list) else output
+        outputs = [output] if isinstance(output, torch.Tensor) else list(output)
+        if isinstance(outputs[0], list):
+            return torch.stack(outputs[0])
+        return outputs[0] if len(outputs) == 1 else torch.cat([o.flatten() for o in outputs])
 
     return [one(t) for t in times]
 
@@ -98,6 +107,48 @@ def test_the_presets_module_granularity_gives_way_to_stack(name):
     assert foca_cache_stats(model)["granularity"] == "stack"
     with pytest.raises(ValueError, match=r"expected a granularity out of \('stack', 'output'\)"):
         apply_foca_cache(build(name), FoCaCacheConfig(granularity="module"))
+
+
+@torch.no_grad()
+def test_several_outputs_come_back_each_in_its_shape():
+    """Video and sound, of two requests of different length in turn."""
+    name = "LTX2VideoTransformer3DModel"
+    _, call, unit, _ = GENERIC[name]
+    longer = call | {"audio_hidden_states": randn(1, 9, 4), "audio_num_frames": 9}
+    model = build(name)
+    config = FoCaCacheConfig(granularity="output", cache_interval=3, disable_cache_before_step=2)
+    expected = [
+        [model(timestep=torch.tensor([unit * t]), **given) for given in (call, longer)]
+        for t in NEAR
+    ]
+    apply_foca_cache(model, config)
+    states = CacheState(config), CacheState(config)
+    for t, both in zip(NEAR, expected, strict=True):
+        for given, state, wanted in zip((call, longer), states, both, strict=True):
+            with cache_scope(model, state):
+                got = model(timestep=torch.tensor([unit * t]), **given)
+            assert type(got) is type(wanted)
+            torch.testing.assert_close(got.sample, wanted.sample, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(got.audio_sample, wanted.audio_sample, rtol=1e-3, atol=1e-3)
+    assert [state.stats.skipped_steps for state in states] == [3, 3]
+
+
+@torch.no_grad()
+def test_several_outputs_need_one_return_dict():
+    name = "LTX2VideoTransformer3DModel"
+    _, call, unit, _ = GENERIC[name]
+    model = apply_foca_cache(
+        build(name),
+        FoCaCacheConfig(granularity="output", cache_interval=5, disable_cache_before_step=2),
+    )
+    for t in (0.8, 0.7):
+        model(timestep=torch.tensor([unit * t]), return_dict=False, **call)
+    with pytest.raises(TypeError, match="expected the `return_dict=False` of the computed steps"):
+        model(timestep=torch.tensor([unit * 0.6]), **call)
+    video, sound = model(timestep=torch.tensor([unit * 0.6]), return_dict=False, **call)
+    assert video.shape == call["hidden_states"].shape
+    assert sound.shape == call["audio_hidden_states"].shape
+    assert foca_cache_stats(model)["skipped_steps"] == 1
 
 
 @pytest.mark.supports("ControlNet")
@@ -186,7 +237,7 @@ def test_every_registered_block_class_is_accounted_for():
 # `timestep / 1000` and alike, as pipelines write it where they call their transformer.
 DIVIDES = re.compile(
     r"\b(t|timestep|current_timestep)(\.float\(\)|\]|\))? / "
-    r"(1000|self\.scheduler\.config\.num_train_timesteps)\b"
+    r"(1000|((self|components)\.scheduler\.config\.)?num_train_timesteps)\b"
 )
 # There the quotient is compared with, or drawn noise by, and not passed on.
 NOT_PASSED_ON = {"pipeline_ltx_condition", "pipeline_sana_wm"}
@@ -198,18 +249,28 @@ OTHERWISE = {
 }
 # A time that runs from noise at 0 to the data, and schedulers whose timesteps do.
 REVERSES = re.compile(
-    r"\b1 - (t|current_timestep) / |\(1000 - timestep\)|invert_sigmas=True|reversed timesteps"
+    r"\b1 - (t|current_timestep) / |\b1\.0 - \(t\.float\(\) / |\(1000 - timestep\)|"
+    r"invert_sigmas=True|reversed timesteps"
 )
+
+
+def _loops():
+    """The text of every pipeline of diffusers, and the transformers that it calls."""
+    root = Path(diffusers.__file__).parent
+    for file in (root / "pipelines").rglob("pipeline_*.py"):
+        text = file.read_text()
+        if file.stem not in NOT_PASSED_ON:
+            yield text, set(re.findall(r"\btransformer: (\w+)", text))
+    for folder in (root / "modular_pipelines").iterdir():
+        text = "".join(file.read_text() for file in sorted(folder.glob("*.py")))
+        yield text, set(re.findall(r'ComponentSpec\("transformer", ([A-Z]\w+)', text))
 
 
 def _transformers(pattern):
     """The transformers in whose pipelines' text the pattern is found, and the others, by name."""
     found, others = set(), set()
-    for file in (Path(diffusers.__file__).parent / "pipelines").rglob("pipeline_*.py"):
-        text = file.read_text()
-        for name in set(re.findall(r"\btransformer: (\w+)", text)):
-            hit = pattern.search(text) and file.stem not in NOT_PASSED_ON
-            (found if hit else others).add(name)
+    for text, names in _loops():
+        (found if pattern.search(text) else others).update(names)
     return found, others
 
 
@@ -231,6 +292,6 @@ def test_timesteps_have_the_unit_that_the_pipelines_call_with():
 def test_times_run_as_the_pipelines_run_them():
     """Upwards where 0 is noise: taken the other way round, that is an inversion."""
     up, down = _transformers(REVERSES)
-    assert len(up) == 5
+    assert len(up) == 6
     for name in up | (down & {*SPECS, *STACKS}):
         assert _spec_of(name).time_runs_up == (name in up), name

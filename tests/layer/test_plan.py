@@ -67,7 +67,7 @@ def test_flops_are_those_of_the_papers_tables(name, request_, full, cached):
 
 
 # Their forward looks at the values of masks, which the meta device does not have.
-READS_VALUES = ("hunyuan-video-framepack", "hunyuan-video-1.5")
+READS_VALUES = ("glm-image", "hunyuan-video-framepack", "hunyuan-video-1.5")
 
 
 @pytest.mark.supports("bytes")

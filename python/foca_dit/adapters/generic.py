@@ -28,12 +28,22 @@ STACKS: dict[str, tuple[BlockGroup, ...]] = {
         _list("single_transformer_blocks", tokens="last"),
     ),
     "CosmosTransformer3DModel": (_list("transformer_blocks"),),
+    "ErnieImageTransformer2DModel": (BlockGroup("layers", "x", ("x",)),),
+    # The image's own blocks, then blocks on image, reference images and text; the text's own blocks
+    # and those of reference images run at every step.
+    "Flux3Transformer2DModel": (
+        _list("mode_blocks.image"),
+        _list("single_transformer_blocks", _TEXT_FIRST, tokens="first"),
+    ),
+    "Ideogram4Transformer2DModel": (_list("layers"),),
     "Kandinsky5Transformer3DModel": (
         BlockGroup("visual_transformer_blocks", "visual_embed", ("visual_embed",)),
     ),
     "Lumina2Transformer2DModel": (_list("layers"),),  # its refiners run at every step
     "PRXTransformer2DModel": (_list("blocks"),),
+    "QwenImage21Transformer2DModel": (_list("transformer_blocks"),),
     "SanaTransformer2DModel": (_list("transformer_blocks"),),
+    "SanaVideoTransformer3DModel": (_list("transformer_blocks"),),
     "SkyReelsV2Transformer3DModel": (_list("blocks"),),
     "StableAudioDiTModel": (_list("transformer_blocks"),),
     # Image and caption tokens of all samples, padded to one tensor; its refiners run at every step.
@@ -41,14 +51,16 @@ STACKS: dict[str, tuple[BlockGroup, ...]] = {
 }
 
 # What diffusers calls latent and time in a transformer's `forward`.
-_CALLED = (("hidden_states", "timestep"), ("x", "t"))
+_CALLED = (("hidden_states", "timestep"), ("hidden_states", "timesteps"), ("x", "t"))
 
 # Classes whose pipelines call them with a time between 0 and 1.
 UNIT_TIME = (
+    "AceStepTransformer1DModel",
     "BriaFibo2Transformer2DModel",
     "ChromaTransformer2DModel",
     "CosmosTransformer3DModel",  # Cosmos 1 with log(sigma) / 4, which its scheduler tells
-    "Krea2Transformer2DModel",
+    "Flux3Transformer2DModel",
+    "Ideogram4Transformer2DModel",
     "LongCatAudioDiTTransformer",
     "Lumina2Transformer2DModel",
     "LuminaNextDiT2DModel",
@@ -62,6 +74,7 @@ UNIT_TIME = (
 
 # Classes that are called with 1 - sigma, or with the timesteps of a scheduler with inverted sigmas.
 TIME_RUNS_UP = (
+    "Ideogram4Transformer2DModel",
     "LongCatAudioDiTTransformer",
     "Lumina2Transformer2DModel",
     "LuminaNextDiT2DModel",

@@ -53,6 +53,13 @@ class _Own(threading.local):
         self.state = first if threading.get_ident() == thread else first.sibling()
 
 
+class _Outputs(weakref.WeakKeyDictionary[FeatureHistories, OutputShape]):
+    """How the outputs look whose histories these are: requests of one model may differ in shape."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Outputs:
+        return _Outputs()
+
+
 class ModelHook(Hook):
     """On the model itself: finds the step, opens and closes it, and counts what happened."""
 
@@ -72,7 +79,7 @@ class ModelHook(Hook):
         self.collapse = True  # False: skip module by module, to compare
         self.call = Call()
         self.scope = _Scope()
-        self._output = OutputShape()
+        self._outputs = _Outputs()
         self._warned = False
         self._signature: inspect.Signature | None = None
 
@@ -188,9 +195,10 @@ class ModelHook(Hook):
     def _cached_output(self, histories: FeatureHistories, run: Any, args: Any, kwargs: Any) -> Any:
         if self.call.mode != "skip":
             output = run(*args, **kwargs)
-            histories.commit(0, self._output.note(output, self.call.arguments))
+            shape = self._outputs.setdefault(histories, OutputShape())
+            histories.commit(0, shape.note(output, self.call.arguments))
             return output
-        return self._output.rebuild(histories.forecast(0), self.call.arguments)
+        return self._outputs[histories].rebuild(histories.forecast(0), self.call.arguments)
 
     def _why_not(self, bound: dict[str, Any], sample: Any) -> str | None:
         """Why this call cannot be cached, or None if it can."""

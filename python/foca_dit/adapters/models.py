@@ -166,6 +166,17 @@ _ENTRIES = (
         ),
     ),
     ModelSpec(
+        class_name="Krea2Transformer2DModel",
+        groups=(
+            BlockGroup(  # text and image in one stream, with the same gates
+                "transformer_blocks",
+                features=(Feature("attn", 2), Feature("ff", 5)),
+                gates=SharedGates(argument="temb", table="scale_shift_table"),
+            ),
+        ),
+        timestep_scale=1.0,
+    ),
+    ModelSpec(
         class_name="CogVideoXTransformer3DModel",
         groups=(
             BlockGroup(
@@ -239,6 +250,7 @@ _ALIKE = {
     "HunyuanVideoFramepackTransformer3DModel": ("HunyuanVideoTransformer3DModel", 1000.0),
     "HunyuanImageTransformer2DModel": ("HunyuanVideoTransformer3DModel", 1000.0),
     "AllegroTransformer3DModel": ("LTXVideoTransformer3DModel", 1000.0),
+    "GlmImageTransformer2DModel": ("CogView4Transformer2DModel", 1000.0),
     "ChronoEditTransformer3DModel": ("WanTransformer3DModel", 1000.0),
 }
 
