@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from foca_dit.config import FoCaCacheConfig
@@ -197,12 +196,8 @@ def _masked(
     """Full steps and account under a schedule that names single features, at one granularity."""
     from foca_dit.adapters.dry_run import account
 
-    plain, columns = account(model, spec, granularity, inputs, config), np.shape(schedule.mask)[1]
-    if plain.features != columns:
-        raise ValueError(
-            f"plan_foca_cache: argument 'config': expected a mask over the {plain.features} "
-            f"features of granularity {granularity!r}, got one over {columns}"
-        )
+    plain = account(model, spec, granularity, inputs, config)
+    schedule.check("plan_foca_cache", plain.features, granularity)
     full_steps = [set(schedule.full_steps(steps, f)) for f in range(plain.features)]
     due = [frozenset(f for f, s in enumerate(full_steps) if step in s) for step in range(steps)]
     mixed = [some for some in due if 0 < len(some) < plain.features]

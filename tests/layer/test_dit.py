@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from models import call_dit, draw, tiny_dit, tiny_dit_pipeline
+from models import call_dit, draw, tiny_dit, tiny_dit_pipeline, tiny_flux
 
 from foca_dit import (
     FoCaCacheConfig,
@@ -178,6 +178,30 @@ def test_gradients_run_uncached_and_say_so():
     model(x, **arguments)
     (reason,) = foca_cache_stats(model)["bypasses"]
     assert foca_cache_stats(model)["bypasses"][reason] == 2
+
+
+@pytest.mark.parametrize("granularity", ["stack", "output"])
+def test_so_do_gradients_of_an_argument_alone(granularity):
+    """The weights are frozen and the prompt is what is trained."""
+    model, x = tiny_flux().requires_grad_(False), torch.randn(1, 6, 4)
+    fixed = {"img_ids": torch.zeros(6, 3), "txt_ids": torch.zeros(5, 3), "timestep": torch.ones(1)}
+    fixed["pooled_projections"] = torch.randn(1, 32)
+
+    def gradient():
+        prompt = torch.ones(1, 5, 32, requires_grad=True)
+        model(x, encoder_hidden_states=prompt, **fixed).sample.square().sum().backward()
+        return prompt.grad
+
+    expected = gradient()
+    apply_foca_cache(model, FoCaCacheConfig(granularity=granularity))
+    with pytest.warns(UserWarning, match="runs uncached: an argument requires a gradient"):
+        assert torch.equal(gradient(), expected)
+
+
+def test_a_mask_over_another_number_of_features_is_refused_at_once():
+    config = FoCaCacheConfig(schedule=StepMask(torch.ones(12, 6, dtype=torch.bool).numpy()))
+    with pytest.raises(ValueError, match=r"mask over the 1 features of .*, got one over 6"):
+        apply_foca_cache(tiny_dit(), config)
 
 
 def test_lora_like_modulation_is_evaluated_whole():

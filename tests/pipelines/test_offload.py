@@ -75,6 +75,30 @@ def test_pipelines_are_offloaded(how):
     assert foca_cache_stats(pipeline)["skipped_steps"] == 2 * 6
 
 
+@pytest.mark.supports("model offload")
+@pytest.mark.parametrize("granularity", ["module", "stack", "output"])
+@pytest.mark.parametrize("offload_first", [True, False], ids=["offload-first", "cache-first"])
+def test_offload_that_is_set_up_anew_after_every_generation(granularity, offload_first):
+    """A pipeline takes accelerate's hooks off and puts them on again: ours stay where they are."""
+    config = FoCaCacheConfig(cache_interval=4, granularity=granularity)
+    plain, fresh, pipeline = (tiny_flux_pipeline() for _ in range(3))
+    apply_foca_cache(fresh, config)
+    if offload_first:
+        pipeline.enable_model_cpu_offload(device="cpu")
+        apply_foca_cache(pipeline, config)
+    else:
+        apply_foca_cache(pipeline, config)
+        pipeline.enable_model_cpu_offload(device="cpu")
+    for seed in range(3):
+        assert torch.equal(_generate(pipeline, seed), _generate(fresh, seed))
+    assert foca_cache_stats(pipeline)["skipped_steps"] == 3 * 6
+    if offload_first:
+        pipeline.remove_all_hooks()
+    remove_foca_cache(pipeline)
+    for seed in range(3):
+        assert torch.equal(_generate(pipeline, seed), _generate(plain, seed))
+
+
 @pytest.mark.supports("sequential offload")
 @cases("dit", "flux", "wan")
 @torch.no_grad()

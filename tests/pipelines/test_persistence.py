@@ -1,6 +1,7 @@
 """Copied, saved, moved and cast with the cache applied."""
 
 import copy
+import pickle
 
 import diffusers
 import pytest
@@ -73,6 +74,15 @@ def test_a_copy_of_a_model_with_other_hooks_of_diffusers_is_refused():
     apply_foca_cache(model, _config())
     with pytest.raises(TypeError, match="copy the model first, then add hooks and cache"):
         copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_pickle_is_refused_until_the_cache_is_out(granularity):
+    model = apply_foca_cache(tiny_flux(), _config(granularity))
+    with pytest.raises(TypeError, match="call remove_foca_cache"):
+        pickle.dumps(model)
+    remove_foca_cache(model)
+    pickle.loads(pickle.dumps(model))
 
 
 def _generate(pipeline, seed=0, **options):

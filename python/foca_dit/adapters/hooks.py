@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_any
 
 from foca_dit.adapters import registry
 from foca_dit.adapters.block_hooks import Call, Mode
@@ -209,8 +210,8 @@ class ModelHook(Hook):
         if not isinstance(sample, torch.Tensor):
             what = "a tensor, or a list of tensors," if isinstance(sample, list) else "a tensor"
             return f"the call does not pass {what} as '{self.spec.sample}'"
-        if torch.is_grad_enabled() and sample.requires_grad:
-            return "the sample requires a gradient"
+        if torch.is_grad_enabled() and _requires_grad(bound):
+            return "an argument requires a gradient"
         if torch.is_grad_enabled() and any(p.requires_grad for p in self._root.parameters()):
             return "gradients are enabled: call the model under torch.no_grad()"
         if (name := self.spec.forbidden(bound)) is not None:
@@ -293,6 +294,12 @@ def find_hook(model: torch.nn.Module) -> ModelHook | None:
     """The cache hook of a model, or None if no cache is applied."""
     hook = registry.find(model)
     return hook if isinstance(hook, ModelHook) else None
+
+
+def _requires_grad(arguments: dict[str, Any]) -> bool:
+    """Whether a tensor among the arguments does, inside lists and dicts, too."""
+    given = list(arguments.values())
+    return tree_any(lambda value: isinstance(value, torch.Tensor) and value.requires_grad, given)
 
 
 def _nothing() -> None:

@@ -39,8 +39,10 @@ def install(
     """
     _keep_out_of_graphs()
     # A mask names single features: sums over them would not do.
-    accumulate = not isinstance(state.settings.schedule, StepMask)
-    layout = lay_out(model, spec, granularity, accumulate, stage_of)
+    mask = schedule if isinstance(schedule := state.settings.schedule, StepMask) else None
+    layout = lay_out(model, spec, granularity, mask is None, stage_of)
+    if mask is not None:
+        mask.check("apply_foca_cache", len(layout.slots), granularity)
     root = ModelHook(spec, granularity, layout, state)
     root.belong_to(pipeline)
     hooks: list[tuple[torch.nn.Module, registry.Hook]] = [(model, root)]

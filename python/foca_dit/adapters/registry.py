@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import functools
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,6 +63,17 @@ class Hook:
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo.setdefault(id(self), type(self).__new__(type(self)))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "foca_dit: a model with a cache cannot be pickled: call remove_foca_cache(model) "
+            "first, or save its weights alone (save_pretrained, state_dict)"
+        )
+
 
 def is_of_diffusers(model: torch.nn.Module) -> bool:
     """Whether a model's class is one of diffusers', or derives from one."""
@@ -80,12 +93,31 @@ def register(root: torch.nn.Module, hooks: list[tuple[torch.nn.Module, Hook]]) -
             hook.contexts = _contexts()
         registry = HookRegistry.check_if_exists_or_initialize(module)
         splitting = {} if module is root else _take_off(registry, "context_parallel")
-        registry.register_hook(hook, HOOK_NAME)
-        for name, other in splitting.items():
-            registry.register_hook(other, name)
-        forward: Any = module.forward
-        forward.__deepcopy__ = functools.partial(_copied_forward, module)
+        with _below_accelerate(module):
+            registry.register_hook(hook, HOOK_NAME)
+            for name, other in splitting.items():
+                registry.register_hook(other, name)
+            forward: Any = module.forward
+            forward.__deepcopy__ = functools.partial(_copied_forward, module)
     HookRegistry.check_if_exists_or_initialize(root)._child_registries_cache = None
+
+
+@contextmanager
+def _below_accelerate(module: torch.nn.Module) -> Iterator[None]:
+    """Lets a hook be put on, or taken off, inside of accelerate's (CPU offload).
+
+    That one restores the `forward` it found when it is taken off, which a pipeline does after every
+    generation: a hook outside of it would be lost, and one that it found come back.
+    """
+    if not hasattr(module, "_hf_hook") or "_old_forward" not in module.__dict__:
+        yield
+        return
+    outer, inner = module.forward, module.__dict__["_old_forward"]
+    module.forward = inner
+    try:
+        yield
+    finally:
+        module.__dict__["_old_forward"], module.forward = module.forward, outer
 
 
 def _take_off(registry: Any, source: str) -> dict[str, Any]:
@@ -113,35 +145,33 @@ def find(module: torch.nn.Module) -> Hook | None:
 
 def remove(root: torch.nn.Module) -> None:
     """Takes all our hooks out of a model, and the registries that stand empty then."""
-    registry = root.__dict__.get("_diffusers_hook")
-    if registry is not None:
-        registry.remove_hook(HOOK_NAME, recurse=True)
     for module in root.modules():
-        if (hook := module.__dict__.pop(_PLAIN, None)) is not None:
-            module.forward = hook.fn_ref.original_forward
-            _unshadow(module)
-        registry = module.__dict__.get("_diffusers_hook")
-        if registry is None:
-            continue
-        registry._child_registries_cache = None
-        if not registry.hooks:
-            del module._diffusers_hook
-            _unshadow(module)
+        with _below_accelerate(module):
+            _remove_from(module)
+
+
+def _remove_from(module: torch.nn.Module) -> None:
+    """Takes our hook off one module, and its registry if that stands empty then."""
+    if (hook := module.__dict__.pop(_PLAIN, None)) is not None:
+        module.forward = hook.fn_ref.original_forward
+        _unshadow(module)
+    registry: Any = module.__dict__.get("_diffusers_hook")
+    if registry is None:
+        return
+    if HOOK_NAME in registry.hooks:
+        registry.remove_hook(HOOK_NAME, recurse=False)
+    registry._child_registries_cache = None
+    if not registry.hooks:
+        del module._diffusers_hook
+        _unshadow(module)
 
 
 def move(root: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) -> None:
     """Moves our hook to the module that now stands in the place of another (LoRA loaded)."""
     hook = find(old)
     assert hook is not None
-    if _PLAIN in old.__dict__:
-        del old.__dict__[_PLAIN]
-        old.forward = hook.fn_ref.original_forward
-    else:
-        hooks: Any = old._diffusers_hook
-        hooks.remove_hook(HOOK_NAME, recurse=False)
-        if not hooks.hooks:
-            del old._diffusers_hook
-    _unshadow(old)
+    with _below_accelerate(old):
+        _remove_from(old)
     register(root, [(new, hook)])
 
 
@@ -215,10 +245,13 @@ def _contexts() -> Any:
 
 
 def _register_plainly(module: torch.nn.Module, hook: Hook) -> None:
-    original = module.forward
-    hook.initialize_hook(module)
-    hook.fn_ref = SimpleNamespace(original_forward=original)
-    module.forward = functools.update_wrapper(functools.partial(hook.new_forward, module), original)
+    with _below_accelerate(module):
+        original = module.forward
+        hook.initialize_hook(module)
+        hook.fn_ref = SimpleNamespace(original_forward=original)
+        module.forward = functools.update_wrapper(
+            functools.partial(hook.new_forward, module), original
+        )
     module.__dict__[_PLAIN] = hook
 
 

@@ -115,6 +115,18 @@ class StepMask(Schedule):
         columns = tuple(tuple(int(s) for s in np.flatnonzero(column)) for column in mask.T)
         object.__setattr__(self, "_steps", columns)
 
+    def check(self, function: str, features: int, granularity: str) -> None:
+        """Checks that the mask has a column for each feature.
+
+        Raises:
+            ValueError: it has more or fewer; the message begins with `function`.
+        """
+        if features != len(self._steps):
+            raise ValueError(
+                f"{function}: argument 'config': expected a mask over the {features} features of "
+                f"granularity {granularity!r}, got one over {len(self._steps)}"
+            )
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StepMask) and self._steps == other._steps
 
