@@ -14,7 +14,8 @@ KERNELS = ROOT / "foca_kernels"
 
 # What a part of foca_dit may import from foca_dit: adapters -> state -> schemes and schedules.
 BELOW_STATE = {
-    "config", "files", "schemes", "schedules", "times", "clock", "origin", "plan", "tuned",
+    "config", "files", "schemes", "schedules", "times", "clock", "timetable", "origin", "plan",
+    "tuned",
 }  # fmt: skip
 STATE = {"state", "history", "graphs", "capture", "trajectory", "stats"}
 ALLOWED = {

@@ -17,7 +17,8 @@ from foca_dit.graphs import SkippedSteps
 from foca_dit.history import FeatureHistories
 from foca_dit.schedules import Decision, Outlook
 from foca_dit.schedules.sampler import continuation, look_ahead
-from foca_dit.stats import UNSEEN, CacheStats, Generation
+from foca_dit.stats import SET_ANEW, UNSEEN, CacheStats, Generation
+from foca_dit.timetable import Timetable
 from foca_dit.trajectory import DISCONTINUOUS, Trajectory
 
 # What a state of one request refuses and the model's own state takes for a new generation.
@@ -26,6 +27,7 @@ OUT_OF_ORDER = (
     "a finished step was called again",
 )
 _BY_NOISE = ("sigma", "log_snr")  # time variables that are read off noise levels
+NEVER_BEGUN = "the first step did not return"
 LEFT_OUT = "the guidance branch was left out of a step"
 OFF_SCALE = "the timestep left the range that noise levels are known for"
 UNTIMED = (
@@ -70,7 +72,7 @@ class Branch:
         self,
         trajectory: Trajectory,
         histories: FeatureHistories,
-        levels: NoiseLevels,
+        timetable: Timetable,
         pace: Clock,
         timed: bool = True,
     ) -> None:
@@ -79,17 +81,16 @@ class Branch:
         self.timed = timed  # by noise levels; else by step indices
         self.histories = histories
         self.skipped = SkippedSteps()
-        self._levels, self._table = levels, levels.table
-        self._table_steps: tuple[float, ...] | None = None
+        self._timetable = timetable
+        self.loop = timetable.loop  # that it began in
         self._entered = -1
         self._finished = -1
-        self._planned: tuple[float, ...] | None = None
 
     def enter(
         self, timestep: float, sample: torch.Tensor, compute_all: bool = False
     ) -> FeatureHistories:
         """Opens the step that this call belongs to."""
-        interrupted = self._entered > self._finished
+        interrupted = self.is_interrupted
         step = self.trajectory.advance(timestep, sample)
         self.histories.begin(
             step,
@@ -99,9 +100,19 @@ class Branch:
         self._entered = step
         return self.histories
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether its last call did not return."""
+        return self._entered > self._finished
+
+    @property
+    def failed_at_once(self) -> bool:
+        """Whether not even its first step returned: what is called now may be another request."""
+        return self.is_interrupted and self._finished < 0
+
     def repeats(self, timestep: float) -> bool:
         """Whether this is the timestep of the last step, although that step returned."""
-        return self._entered == self._finished and self.trajectory.timesteps[-1] == timestep
+        return not self.is_interrupted and self.trajectory.timesteps[-1] == timestep
 
     def leave(self) -> None:
         """Closes the step: the call returned."""
@@ -122,18 +133,13 @@ class Branch:
 
     def _scheduled(self) -> tuple[float, ...]:
         """The timesteps of the loop that this branch began in; none if it is not known or over."""
-        if self._table is None or self._levels.table is not self._table:
-            return ()
-        if self._table_steps is None:  # a host read
-            self._table_steps = self._levels.planned() or ()
-        return self._table_steps
+        return self._timetable.steps if self.loop is self._timetable.loop else ()
 
-    def look_ahead(self, levels: NoiseLevels, timesteps: Sequence[float] | None) -> Outlook:
-        """All steps of this generation, as far as the scheduler, or else `timesteps`, tells."""
-        if self._planned is None:  # once per generation: it may be a host read
-            self._planned = tuple(timesteps or levels.planned() or ())
-        path = self.trajectory
-        return look_ahead(self._pace, levels, path.timesteps, self._planned or None)
+    def look_ahead(self, timesteps: Sequence[float] | None) -> Outlook:
+        """All steps of this generation, as far as `timesteps`, or else the scheduler, tells."""
+        path, levels = self.trajectory, self._timetable.levels
+        planned = tuple(timesteps or ()) or self._scheduled() or None
+        return look_ahead(self._pace, levels, path.timesteps, planned)
 
 
 class CacheState:
@@ -154,7 +160,7 @@ class CacheState:
     def __init__(self, config: FoCaCacheConfig | None = None, restartable: bool = False) -> None:
         self.settings: Settings = (config or FoCaCacheConfig()).resolve()
         self.features: int | None = None
-        self.levels = NoiseLevels()
+        self.timetable = Timetable(NoiseLevels())
         self.stats = CacheStats()
         self._restartable = restartable
         self._branches: dict[str, Branch] = {}
@@ -180,6 +186,16 @@ class CacheState:
         other._warned = False
         other._forget_all()
         return other
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """What a timestep of the model means."""
+        return self.timetable.levels
+
+    @levels.setter
+    def levels(self, levels: NoiseLevels) -> None:
+        if levels is not self.timetable.levels:
+            self.timetable = Timetable(levels)
 
     @property
     def family(self) -> tuple[CacheState, ...]:
@@ -258,11 +274,34 @@ class CacheState:
         Raises:
             RuntimeError: a step out of order in a state that belongs to one request.
         """
+        if self._restartable and self._is_another_loop():
+            self._end_generation()
+            self.stats.restarts[SET_ANEW] += 1
+            self._forget_all()
+        timestep = self._exact(timestep, sample, branch)
         if self._generation.is_over(timestep):
             self._end_generation()
         opened = self._enter(timestep, sample, branch)
         self._generation.see(timestep)
         return opened
+
+    def _is_another_loop(self) -> bool:
+        """Whether the scheduler was set anew since the branches began: a generation is given up."""
+        loop = self.timetable.loop
+        return any(known.loop is not loop for known in self._branches.values())
+
+    def _exact(self, timestep: float, sample: torch.Tensor, branch: str | None) -> float:
+        """The scheduler's own value of a timestep that was rounded to half precision."""
+        known = self._branches.get("0" if branch is None else branch)
+        if known is None:
+            return self.timetable.exact(timestep, None, None, lambda: False)
+        path = known.trajectory
+        return self.timetable.exact(
+            timestep,
+            path.timesteps[-1],
+            self._latest[-1],
+            lambda: known.is_interrupted or path.saw(sample),
+        )
 
     def _enter(self, timestep: float, sample: torch.Tensor, branch: str | None) -> Branch:
         name = self._counter.name(timestep) if branch is None else self._named(branch, timestep)
@@ -276,6 +315,8 @@ class CacheState:
             reason = LEFT_OUT
         if known and reason is None and known.timed and not self._is_timed(timestep):
             reason = OFF_SCALE
+        if known and reason is None and self._restartable and known.failed_at_once:
+            reason = NEVER_BEGUN
         if self._restartable and branch is None and reason is None:
             reason = self._why_not_counted(name, timestep, sample)
         if reason is not None:
@@ -291,10 +332,10 @@ class CacheState:
             self._latest = (self._latest[-1], timestep)
         return known
 
-    def leave(self, branch: Branch, timestep: float) -> None:
+    def leave(self, branch: Branch) -> None:
         """Closes a call that returned."""
         branch.leave()
-        self._counter.count(timestep)
+        self._counter.count(branch.trajectory.timesteps[-1])
         if branch.histories.undecided:
             self._decide(branch)
 
@@ -308,7 +349,7 @@ class CacheState:
                 branch.histories.follow(decision)
                 return
         timesteps = getattr(self.settings.schedule, "timesteps", None)
-        outlook = branch.look_ahead(self.levels, timesteps)
+        outlook = branch.look_ahead(timesteps)
         self._decision = branch.trajectory, anchors, branch.histories.decide(outlook)
 
     def _named(self, branch: str, timestep: float) -> str:
@@ -375,7 +416,7 @@ class CacheState:
             clock = origin.watched(clock)
         histories = FeatureHistories(self.settings, self.features, self.stats)
         pace = make_clock(times.paced(time), self.levels)
-        return Branch(Trajectory(clock, self._restartable), histories, self.levels, pace, timed)
+        return Branch(Trajectory(clock, self._restartable), histories, self.timetable, pace, timed)
 
 
 class _BranchCounter:

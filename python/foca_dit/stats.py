@@ -9,6 +9,8 @@ from typing import Any
 
 UNSEEN = "the timestep moved against the direction of the loop"
 """The restart that a new generation of a bare model is told by."""
+SET_ANEW = "the scheduler was set anew"
+"""The restart that a new generation of a pipeline is told by, if it did not end the one before."""
 
 
 @dataclass
@@ -115,7 +117,7 @@ class Generation:
             (stats.restarts, self._restarts),
         ):
             for reason, times in (counts - before).most_common():
-                if reason != UNSEEN:
+                if reason not in (UNSEEN, SET_ANEW):
                     return f"{reason} ({times} times in {steps} steps)"
         if adaptive:
             return f"none of its {steps} steps was predicted to stay within the tolerance"

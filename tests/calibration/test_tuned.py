@@ -173,10 +173,10 @@ def test_forecasts_of_a_plan_are_the_fitted_combinations(dit, plan):
     state = dit._diffusers_hook.get_hook("foca_cache").state
     original = type(state).leave
 
-    def leave(branch, timestep):
+    def leave(branch):
         if branch.trajectory.step == step:
             cached(0, 0, 0, branch.histories.forecast(0))
-        original(state, branch, timestep)
+        original(state, branch)
 
     state.leave = leave
     draw(9)

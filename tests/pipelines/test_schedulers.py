@@ -94,7 +94,7 @@ def test_noise_of_a_stochastic_sampler_is_not_taken_for_another_generation(name)
         _run(pipeline, steps=8, seed=seed)
     stats = foca_cache_stats(pipeline)
     assert (stats["full_steps"], stats["skipped_steps"]) == (3 * 3, 3 * 5)
-    assert stats["restarts"] == {"the timestep moved against the direction of the loop": 2}
+    assert stats["restarts"] == {"the scheduler was set anew": 2}
 
 
 def test_a_new_generation_of_a_stochastic_sampler_is_told_by_the_schedulers_new_table():
@@ -114,9 +114,7 @@ def test_a_new_generation_of_a_stochastic_sampler_is_told_by_the_schedulers_new_
     actual = calls(pipeline, samples[1], 5, STEPS)
     expected = calls(fresh, samples[1], 5, STEPS)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(actual, expected, strict=True))
-    assert foca_cache_stats(pipeline)["restarts"] == {
-        "the sample does not continue the one before": 1
-    }
+    assert foca_cache_stats(pipeline)["restarts"] == {"the scheduler was set anew": 1}
 
 
 @torch.no_grad()

@@ -141,7 +141,7 @@ class ModelHook(Hook):
         else:
             with self.call.opened(histories, mode, bound):
                 output = self._run(histories, state, args, kwargs)
-        state.leave(branch, timestep)
+        state.leave(branch)
         setattr(state.stats, f"{kind}_steps", getattr(state.stats, f"{kind}_steps") + 1)
         if mode == "skip" and self.granularity != "output":
             state.stats.forecasts += self.features
