@@ -3,7 +3,8 @@
 Environment variables:
     FOCA_SKIP_BUILD=1: build nothing; the wheel is pure Python and the ops run on Triton or PyTorch.
     FOCA_BUILD_CUDA=0|1: leave the CUDA kernels out, or insist on them. Unset: if nvcc is found.
-    FOCA_CUDA_ARCHS="90;100": GPU architectures. Default: 80;90;100;120, with PTX of the last one.
+    FOCA_CUDA_ARCHS="90;100": GPU architectures, with PTX of the last one. Default: those of
+        80;90;100;120 that this nvcc knows.
     MAX_JOBS: compilers run at once. Default: as many as processors.
 
 torch is neither imported nor a build requirement: only its headers are needed, of any installed
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from setuptools.errors import SetupError
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "foca_kernels"
 MIN_TORCH = (2, 11)
+DEFAULT_ARCHS = ("80", "90", "100", "120")
 WAY_OUT = "or set FOCA_SKIP_BUILD=1 to install without compiled kernels (Triton and PyTorch serve)."
 
 
@@ -73,6 +76,15 @@ def find_nvcc() -> str | None:
     return next((found for c in candidates if c and (found := shutil.which(c))), None)
 
 
+def known_to(nvcc: str) -> set[str]:
+    """The architectures that this nvcc compiles for; all, if it does not say."""
+    try:
+        listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+    except OSError:
+        listed = ""
+    return set(re.findall(r"compute_(\d+)", listed)) or set(DEFAULT_ARCHS)
+
+
 def cuda_arguments() -> list[str]:
     wanted = env_flag("FOCA_BUILD_CUDA")
     nvcc = find_nvcc() if wanted is not False else None
@@ -84,7 +96,7 @@ def cuda_arguments() -> list[str]:
             )
         return ["-DFOCA_BUILD_CUDA=OFF"]
     archs = [a for a in os.environ.get("FOCA_CUDA_ARCHS", "").replace(",", ";").split(";") if a]
-    archs = archs or ["80", "90", "100", "120"]
+    archs = archs or [a for a in DEFAULT_ARCHS if a in known_to(nvcc)] or list(DEFAULT_ARCHS)
     named = ";".join([f"{a}-real" for a in archs[:-1]] + [archs[-1]])
     return [
         "-DFOCA_BUILD_CUDA=ON",
@@ -140,7 +152,8 @@ class CMakeBuild(build_ext):
         except subprocess.CalledProcessError:
             raise SetupError(
                 f"the build failed, see the compiler's messages above (build folder: {build}); "
-                f"mend it, {WAY_OUT}"
+                "mend it, or set FOCA_BUILD_CUDA=0 to build the CPU kernels only, or "
+                f"FOCA_CUDA_ARCHS to other GPU architectures, {WAY_OUT}"
             ) from None
 
     def install_libraries(self, libraries: list[Path]) -> None:

@@ -55,7 +55,8 @@ template <typename Shape>
 void check_stats(const char* op, std::optional<Arg>& stats, int stat_rows, const Shape& shape,
                  const std::string& expected_shape, const Arg& like) {
   if (stat_rows == 0) {
-    if (!stats || stats->numel == 0) return;
+    if (!stats) return;
+    if (stats->numel == 0) return check_same_device(*stats, like);
     fail(*stats, "None or an empty tensor as transition reduces no rows",
          "shape " + stats->shape());
   }

@@ -147,9 +147,9 @@ void check_forecast_residual_packed(CheckedForecastResidual& checked, const Tens
   check_plain(w);
   set_rows(checked.args, stream);
   std::int64_t gate_rows = 0;
+  if (gate.numel != 0) check_gate_dtype(gate, stream);
+  check_same_device(gate, stream);
   if (gate.numel != 0) {
-    check_gate_dtype(gate, stream);
-    check_same_device(gate, stream);
     if (stream.dim != 3) fail(stream, "shape [B, S, D] when gates are given", stream.shape());
     const std::int64_t b = stream.sizes[0], s = stream.sizes[1], d = stream.sizes[2];
     if (!gate.has_shape({features, 1, d}) && !gate.has_shape({features, b, d})) {

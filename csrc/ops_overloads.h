@@ -4,6 +4,9 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "ops_common.h"
 
 namespace foca::ops {
@@ -41,10 +44,12 @@ Tensor forecast(const TensorList& history, const Tensor& weights) {
   CheckedForecast checked;
   check_forecast(checked, history, weights, nullptr);
   const Arg like("forecast", "history", 0, history[0]);
-  std::int64_t* strides = nullptr;
+  std::vector<std::int64_t> strides(like.dim, 1);
+  for (std::int64_t i = like.dim - 2; i >= 0; --i) {
+    strides[i] = strides[i + 1] * std::max<std::int64_t>(like.sizes[i + 1], 1);
+  }
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(history[0].get(), &strides));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(like.dim, like.sizes, strides, like.dtype,
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(like.dim, like.sizes, strides.data(), like.dtype,
                                                   like.device_type, like.device_index, &handle));
   Tensor out(handle);
   checked.args.out = out.data_ptr();

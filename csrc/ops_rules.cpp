@@ -244,9 +244,12 @@ void check_step_sizes(const char* op, const char* h_name, const char* h_prev_nam
       fail(op, name, "finite values", number(value) + " at index " + std::to_string(i));
     fail(op, name, "a finite value", number(value));
   }
-  if (h != 0 && h_prev != 0 && (h > 0) == (h_prev > 0)) return;
-  fail(op, h_name, "h and h_prev non-zero and of one sign",
-       "h=" + number(h) + " and h_prev=" + number(h_prev));
+  if (h == 0 || h_prev == 0 || (h > 0) != (h_prev > 0)) {
+    fail(op, h_name, "h and h_prev non-zero and of one sign",
+         "h=" + number(h) + " and h_prev=" + number(h_prev));
+  }
+  if (std::fabs(h_prev) >= std::numeric_limits<float>::min()) return;
+  fail(op, h_prev_name, "at least 1.17549e-38 in size, to divide by", number(h_prev));
 }
 
 void check_own_memory(const std::vector<Access>& accesses) {

@@ -213,7 +213,8 @@ def forecast_residual_packed_(
     check_plain(op, "weights", weights)
     if gates.numel() != 0:
         _gate_dtype(op, "gates", gates, x)
-        check_same_device(op, "gates", gates, "x", x)
+    check_same_device(op, "gates", gates, "x", x)
+    if gates.numel() != 0:
         _packed_gate_shape(op, x, gates, n_features)
     check_plain(op, "gates", gates)
     check_finite(op, "weights", weights, mode)
@@ -254,9 +255,12 @@ def _transition(op: str, t: Tensor, k: int | None, device: torch.device) -> tupl
 
 def _stats(op: str, stats: Tensor | None, shape: list[int], like: str, feature: Tensor) -> None:
     if shape[-1] == 0:
-        if stats is not None and stats.numel() != 0:
+        if stats is None:
+            return
+        if stats.numel() != 0:
             expected = "None or an empty tensor as transition reduces no rows"
             fail(op, "stats", expected, f"shape {list(stats.shape)}")
+        check_same_device(op, "stats", stats, like, feature)
         return
     if stats is None:
         fail(op, "stats", f"a float32 tensor of shape {shape}", "None")

@@ -20,7 +20,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -36,22 +36,47 @@ FUNCTIONS = {
     for name in SCHEMAS
 }
 
-# Kept alive for the life of the process: registrations end with the object.
-_library = torch.library.Library(NAMESPACE, "DEF")
-
 _report: dict[str, dict[str, str]] = {}
 
 
-def _define() -> None:
+def _define(library: torch.library.Library) -> None:
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
     for name, schema in SCHEMAS.items():
-        _library.define(name + schema, tags=tags)
+        library.define(name + schema, tags=tags)
         function = FUNCTIONS[name]
-        _library.impl(name, getattr(reference, function), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{name}", getattr(fake, function), lib=_library)
+        library.impl(name, getattr(reference, function), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{name}", getattr(fake, function), lib=library)
+        if "!" in schema:
+            library.impl(name, _counting_writes(name), "ADInplaceOrView", with_keyset=True)
 
 
-def _load_library(device: str) -> str | None:
+def _counting_writes(name: str) -> Callable[..., Any]:
+    """What PyTorch generates for its own in-place operators: written tensors count a version.
+
+    Autograd then refuses to go backwards through what was computed from a value that is gone. In
+    inference mode nothing is recorded, and this is not called.
+    """
+    packet, _, overload = name.partition(".")
+    op = getattr(getattr(torch.ops.foca, packet), overload or "default")
+    written = [
+        (i, argument.name)
+        for i, argument in enumerate(op._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+    def counted(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        for i, argument in written:
+            value = args[i] if i < len(args) else kwargs.get(argument)
+            for tensor in [value] if isinstance(value, torch.Tensor) else value or ():
+                if not tensor.is_inference():
+                    torch.autograd.graph.increment_version(tensor)
+        # Autograd's keys stay: the kernels see by them whether an argument requires a gradient.
+        return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
+
+    return counted
+
+
+def _load_library(library: torch.library.Library, device: str) -> str | None:
     """Loads the C++ kernels for a device; returns why that failed, or None."""
     path = Path(__file__).parent / LIBRARIES[device]
     if not path.exists():
@@ -59,11 +84,11 @@ def _load_library(device: str) -> str | None:
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        return f"{path.name} does not load: {error}"
+        return f"{path.name} does not load: {error.__cause__ or error}"
     return None
 
 
-def _load_triton(device: str) -> str | None:
+def _load_triton(library: torch.library.Library, device: str) -> str | None:
     """Registers the Triton kernels for a device; returns why that failed, or None."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
@@ -73,13 +98,9 @@ def _load_triton(device: str) -> str | None:
         module = importlib.import_module(".triton_ops", __package__)
     except ImportError as error:
         return f"Triton does not load: {error}"
-    _register(module, device)
-    return None
-
-
-def _register(module: ModuleType, device: str) -> None:
     for name, function in FUNCTIONS.items():
-        _library.impl(name, getattr(module, function), device)
+        library.impl(name, getattr(module, function), device)
+    return None
 
 
 def _candidates(choice: str, device: str) -> tuple[str, ...]:
@@ -92,15 +113,15 @@ def _candidates(choice: str, device: str) -> tuple[str, ...]:
     return (choice,)
 
 
-def _serve(choice: str, device: str) -> None:
-    loaders: dict[str, Callable[[str], str | None]] = {
+def _serve(library: torch.library.Library, choice: str, device: str) -> None:
+    loaders: dict[str, Callable[[torch.library.Library, str], str | None]] = {
         "cpp": _load_library,
         "triton": _load_triton,
-        "reference": lambda _: None,
+        "reference": lambda *_: None,
     }
     refused: dict[str, str] = {}
     for backend in _candidates(choice, device):
-        why = loaders[backend](device)
+        why = loaders[backend](library, device)
         if why is None:
             _report[device] = {"backend": backend, **refused}
             return
@@ -121,13 +142,20 @@ def _devices(choice: str) -> list[str]:
     return ["CPU", "CUDA"] if has_cuda else ["CPU"]
 
 
-def _load() -> None:
-    choice = os.environ.get("FOCA_BACKEND", "auto")
+def _load() -> torch.library.Library:
+    choice = os.environ.get("FOCA_BACKEND") or "auto"
     if choice not in BACKENDS:
         raise ImportError(f"FOCA_BACKEND={choice}: expected one of {', '.join(BACKENDS)}")
-    _define()
-    for device in _devices(choice):
-        _serve(choice, device)
+    devices = _devices(choice)
+    library = torch.library.Library(NAMESPACE, "DEF")
+    try:
+        _define(library)
+        for device in devices:
+            _serve(library, choice, device)
+    except BaseException:
+        library._destroy()  # so that another import can define the operators
+        raise
+    return library
 
 
 def built() -> tuple[str, ...]:
@@ -149,4 +177,5 @@ def backend_report() -> dict[str, dict[str, str]]:
     return {device: dict(row) for device, row in _report.items()}
 
 
-_load()
+# Kept alive for the life of the process: registrations end with the object.
+_library = _load()

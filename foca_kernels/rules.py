@@ -13,6 +13,8 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+SMALLEST = torch.finfo(torch.float32).smallest_normal  # float32 holds its reciprocal
+
 Named = tuple[str, Tensor]
 
 
@@ -142,6 +144,9 @@ def check_step_sizes(op: str, args: tuple[str, str], h: float, h_prev: float) ->
     if h == 0 or h_prev == 0 or (h > 0) != (h_prev > 0):
         got = f"h={h:g} and h_prev={h_prev:g}"
         fail(op, args[0], "h and h_prev non-zero and of one sign", got)
+    if abs(h_prev) < SMALLEST:
+        expected = f"at least {SMALLEST:g} in size, to divide by"
+        fail(op, args[1], expected, f"{h_prev:g}")
 
 
 def check_steps(op: str, steps: Tensor, device: torch.device, mode: Mode) -> None:

@@ -12,8 +12,14 @@ namespace foca::cuda {
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // reported here, and not once more by whoever asks next
-  throw std::runtime_error("foca: " + std::string(what) + " failed: " + cudaGetErrorName(error) +
-                           ": " + cudaGetErrorString(error));
+  std::string text = "foca: " + std::string(what) + " failed: " + cudaGetErrorName(error) + ": " +
+                     cudaGetErrorString(error);
+  if (error == cudaErrorNoKernelImageForDevice) {
+    text +=
+        ": the kernels were not compiled for this GPU: build with FOCA_CUDA_ARCHS set to its "
+        "compute capability (80 or more), or set FOCA_BACKEND=triton or reference";
+  }
+  throw std::runtime_error(text);
 }
 
 int sm_count() {

@@ -155,6 +155,7 @@ FLOATS = "dtype bfloat16, float16 or float32"
 NO_GRAD = "no gradient tracking (inference only: use torch.no_grad())"
 OWN, CONTIGUOUS, FINITE = "memory of its own", "a contiguous tensor", "finite values"
 SIGNS = "h and h_prev non-zero and of one sign"
+DIVISOR = "at least 1.17549e-38 in size, to divide by"
 STRIDES = "strides [12, 1, 3] for shape [2, 3, 4]"
 NONE_OR_EMPTY = "None or an empty tensor as transition reduces no rows"
 SMALL_DEVICE = "device {small_device}"
@@ -167,6 +168,7 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"h": value(NAN)}, "h", "a finite value", "nan"),
         ({"h_prev": value(INF)}, "h_prev", "a finite value", "inf"),
         ({"h_prev": value(1e-300)}, "h", SIGNS, "h=1 and h_prev=0"),
+        ({"h_prev": value(2.0**-130)}, "h_prev", DIVISOR, "7.34684e-40"),
         ({"f_k": to(torch.int64)}, "f_k", FLOATS, "int64"),
         ({"f_km1": take("f_k")}, "f_km1", OWN, "an overlap with f_k"),
     ],

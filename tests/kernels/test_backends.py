@@ -68,6 +68,21 @@ def test_unknown_backend():
     assert "FOCA_BACKEND=fast: expected one of auto, cpp, triton, reference" in output
 
 
+def test_another_import_after_one_that_failed():
+    code = (
+        "import os, torch\n"
+        "os.environ['FOCA_BACKEND'] = 'fast'\n"
+        "try: import foca_kernels\n"
+        "except ImportError as error: print(error)\n"
+        "os.environ['FOCA_BACKEND'] = ''\n"
+        "import foca_kernels\n"
+        "print(torch.ops.foca.forecast([torch.ones(2)], torch.tensor([2.0])).tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "expected one of auto" in done.stdout
+    assert "[2.0, 2.0]" in done.stdout
+
+
 def test_cpp_serves_or_says_why_not():
     status, output = import_with("cpp")
     if foca_kernels.backend_report()["CPU"]["backend"] == "cpp":
@@ -119,14 +134,14 @@ def test_what_cannot_be_loaded_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "LIBRARIES", libraries)
     monkeypatch.setattr(registry.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"cpp cannot serve CPU tensors: missing.abi3.so is not"):
-        registry._serve("cpp", "CPU")
+        registry._serve(registry._library, "cpp", "CPU")
     with pytest.raises(
         ImportError, match=r"cpp cannot serve CUDA tensors: broken.so does not load"
     ):
-        registry._serve("cpp", "CUDA")
+        registry._serve(registry._library, "cpp", "CUDA")
     with pytest.raises(ImportError, match=r"CUDA tensors: Triton is not installed"):
-        registry._serve("triton", "CUDA")
-    registry._serve("auto", "CPU")
+        registry._serve(registry._library, "triton", "CUDA")
+    registry._serve(registry._library, "auto", "CPU")
     report = foca_kernels.backend_report()
     assert report["CPU"]["backend"] == "reference"
     assert "missing.abi3.so is not built" in report["CPU"]["cpp"]
@@ -134,4 +149,6 @@ def test_what_cannot_be_loaded_is_named(monkeypatch, tmp_path):
 
 def test_triton_on_the_cpu_needs_the_interpreter(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    assert "only with TRITON_INTERPRET=1" in (registry._load_triton("CPU") or "Triton is not")
+    assert "only with TRITON_INTERPRET=1" in (
+        registry._load_triton(registry._library, "CPU") or "Triton is not"
+    )

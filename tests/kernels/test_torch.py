@@ -101,6 +101,58 @@ def test_meta_tensors_give_shapes():
     assert (result.shape, result.dtype) == ((3, 4), torch.bfloat16)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_writes_are_counted(name, device):
+    """So that autograd refuses to go backwards through what was computed from an older value."""
+    op, args = overload(name), valid_call(FUNCTIONS[name], device)
+    written = [a.name for a in op._schema.arguments if a.alias_info and a.alias_info.is_write]
+    versions = {key: [t._version for t in _tensors(value)] for key, value in args.items()}
+    out = {"out": args["out"]} if "out" in args else {}
+    op(*(value for key, value in args.items() if key != "out"), **out)
+    for key, value in args.items():
+        for tensor, before in zip(_tensors(value), versions[key], strict=True):
+            assert (tensor._version > before) == (key in written), key
+
+
+def _tensors(value):
+    given = value if isinstance(value, (list, tuple)) else [value]
+    return [tensor for tensor in given if isinstance(tensor, torch.Tensor)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_backward_pass_through_an_overwritten_value_is_refused(device):
+    weight = torch.ones(4, device=device, requires_grad=True)
+    x = torch.full((4,), 3.0, device=device)
+    loss = (weight * x).sum()
+    with torch.no_grad():
+        fk.forecast_residual_(x, [torch.ones_like(x)], torch.ones(1))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_tensors_of_inference_mode_are_written_outside_of_it(device):
+    if fk.backend_report()[device.upper()]["backend"] == "reference":
+        pytest.skip("PyTorch's own operators refuse that")
+    with torch.inference_mode():
+        x = torch.ones(4, device=device)
+    with torch.no_grad():
+        torch.ops.foca.forecast_residual_(x, [torch.ones(4, device=device)], torch.ones(1), [])
+    assert x.tolist() == [2.0] * 4
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_empty_arguments_are_on_the_device_too(device):
+    """An empty tensor elsewhere would send the call to another device's kernels."""
+    x, one = torch.ones(4, device=device), torch.ones(1)
+    empty = torch.empty(0, device="meta")
+    with pytest.raises(RuntimeError, match=r"argument 'gates': expected device .*, got meta"):
+        fk.forecast_residual_packed_(x, x.view(1, 1, 4), one, empty)
+    with pytest.raises(RuntimeError, match=r"argument 'stats': expected device .*, got meta"):
+        fk.commit_(x, [x.clone()], torch.tensor([[0.0, 1.0]]), empty)
+
+
 def test_wrappers_return_what_they_document():
     x, history, weights = torch.ones(3), [torch.ones(3)], torch.ones(1)
     assert fk.forecast(history, weights, out=x) is x
