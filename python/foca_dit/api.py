@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,11 @@ def apply_foca_cache(
             f"foca_dit: {type(model).__name__} already has a cache: call remove_foca_cache(model) "
             "before applying another"
         )
+    if not isinstance(config, FoCaCacheConfig):
+        raise TypeError(
+            "apply_foca_cache: argument 'config': expected a FoCaCacheConfig, got "
+            f"{type(config).__name__}"
+        )
     settings = config.resolve()
     granularity = settings.granularity
     if settings.scheme.origin is not None:
@@ -81,8 +87,19 @@ def apply_foca_cache(
     state = CacheState(config, restartable=True)
     levels = NoiseLevels.of(scheduler, spec.timestep_scale, spec.time_runs_up)
     pipeline = None if scheduler is None else model_or_pipeline
+    for name in _SECOND_TRANSFORMERS:
+        if isinstance(getattr(model_or_pipeline, name, None), torch.nn.Module):
+            warnings.warn(
+                f"foca_dit: the cache serves pipeline.transformer; pipeline.{name} computes every "
+                f"step: apply_foca_cache(pipeline.{name}, config) serves it, too",
+                stacklevel=2,
+            )
     install.install(model, spec, granularity, state, levels, pipeline=pipeline)
     return model
+
+
+# Wan 2.2 denoises its last steps with a second transformer, Ideogram 4 computes guidance with one.
+_SECOND_TRANSFORMERS = ("transformer_2", "unconditional_transformer")
 
 
 def remove_foca_cache(model_or_pipeline: Any) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 WORTH_IT = 1.2
 """A smaller ideal speedup is not worth a forecast's error."""
+FEW_STEPS = 8
+"""With no more steps the adaptive schedule wins nothing (docs/quality.md)."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,14 @@ class CachePlan:
     @property
     def warning(self) -> str | None:
         """Why caching will not pay here, or None if it may."""
-        if self.full_steps is None or self.speedup() >= WORTH_IT:
+        if self.full_steps is None:
+            if self.steps > FEW_STEPS:
+                return None
+            return (
+                f"With {self.steps} steps two or three full ones come before the first skip: "
+                "caching does not pay."
+            )
+        if self.speedup() >= WORTH_IT:
             return None
         return (
             f"{self.full_steps} of {self.steps} steps are computed, so the speedup is at most "
@@ -104,6 +113,11 @@ class CachePlan:
                 f"{_size(account.nbytes * self.branches):>12}"
                 f"{_size(account.peak_nbytes + account.nbytes * (self.branches - 1)):>12}"
                 f"{shown:>15}"
+            )
+        if self.full_steps is None and self.warning is None:
+            lines.append(
+                "The schedule adapts: how many steps it computes, and with it the speedup, depends "
+                "on the model and the tolerance."
             )
         return "\n".join([*lines, *([self.warning] if self.warning else [])])
 

@@ -14,6 +14,7 @@ import foca_kernels
 from foca_dit.analysis.metrics import psnr
 from foca_dit.cli.chart import write_picture
 from foca_dit.cli.main import main
+from foca_dit.files import read_json
 from foca_dit.plan import Plan
 from foca_dit.schemes import FoCa
 
@@ -74,7 +75,8 @@ def test_doctor_says_why_a_better_backend_does_not_serve(capsys, monkeypatch):
     monkeypatch.setattr(foca_kernels, "backend_report", lambda: report)
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
-    assert "CUDA tensors: served by triton\n  not by cpp: _C_cuda.abi3.so is not built\n" in said
+    assert "CUDA tensors: served by triton; " in said
+    assert "\n  not by cpp: _C_cuda.abi3.so is not built\n" in said
 
 
 @pytest.mark.parametrize("command", ["tune", "analyze"])
@@ -99,8 +101,21 @@ def test_a_model_of_another_kind_is_refused_by_name(command, tmp_path, capsys):
         (["demo", "--intervals", "3", "0"], "--intervals: expected at least 1, got 0"),
         (["demo", "--out", "demo"], "--out: expected a .png or .jpg file, got demo"),
         (["demo", "--out", "/nowhere/demo.png"], "--out: expected a folder that exists"),
-        (["schedule", "--interval", "0"], "interval"),
-        (["schedule", "--json", "/nowhere/plan.json"], "/nowhere/plan.json"),
+        (["schedule", "--interval", "0"], "--interval: expected an integer >= 1, got 0"),
+        (["schedule", "--steps", "0"], "--steps: expected an integer >= 1, got 0"),
+        (["schedule", "--json", "/nowhere/plan.json"], "--json: expected a folder that exists"),
+        (["plan", "flux.1-dev", "--steps", "0"], "--steps: expected an integer >= 1, got 0"),
+        (["plan", "flux.1-dev", "--frames", "5"], "--frames: expected none for the image model"),
+        (["plan", "flux.1-dev", "--warmup", "4"], "--warmup: expected --interval too"),
+        (
+            ["tune", str(WEIGHTS), "--budget", "9", "--shift", "0"],
+            "shift: expected a positive number, got 0",
+        ),
+        (
+            ["analyze", str(WEIGHTS.with_name("weights-noise")), "--shift", "3"],
+            "shift: expected none for DDIMScheduler, got 3",
+        ),
+        (["eval", "--page", "README.md"], "to have the lines <!-- eval:begin -->"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments, message, capsys):
@@ -108,6 +123,42 @@ def test_bad_input_is_one_clear_line(arguments, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_plan_of_a_distilled_model_says_that_caching_does_not_pay(capsys):
+    assert main(["plan", "flux.1-schnell"]) == 0
+    assert "caching does not pay" in capsys.readouterr().out
+    assert main(["plan", "flux.1-dev"]) == 0
+    assert "The schedule adapts" in capsys.readouterr().out
+
+
+def test_branches_of_a_plan_hold_histories_of_their_own(capsys):
+    held = []
+    for branches in ("1", "2"):
+        assert main(["plan", "wan2.1-14b", "--branches", branches]) == 0
+        row = next(r for r in capsys.readouterr().out.splitlines() if r.startswith("output"))
+        held.append(float(row.split()[2]))
+    assert held[1] == pytest.approx(2 * held[0], rel=1e-3)
+
+
+def test_a_broken_operator_is_what_doctor_finds(capsys, monkeypatch):
+    monkeypatch.setattr("foca_dit.cli.doctor.try_operator", lambda device: "ERROR: no kernel image")
+    assert main(["doctor"]) == 1
+    assert "ERROR: no kernel image" in capsys.readouterr().out
+
+
+def test_files_that_hold_no_json_are_named(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text("{")
+    with pytest.raises(ValueError, match=r"a\.json: expected JSON"):
+        read_json(file)
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "foca_dit", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("foca-dit ")
 
 
 def test_psnr():

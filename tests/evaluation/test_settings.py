@@ -118,7 +118,7 @@ def test_rivals_that_cannot_are_absent(noise_model, video_model):
 
 def test_only_a_flow_model_has_a_shift(noise_model, video_model):
     assert (noise_model.shift, video_model.shift) == (None, 3.0)
-    with pytest.raises(ValueError, match="'shift': expected None for DDIMScheduler"):
+    with pytest.raises(ValueError, match="argument shift: expected none for DDIMScheduler"):
         noise_model.setting(shift=2.0)
     other = video_model.setting(shift=1.5, steps=4)
     assert other.sampler().config.shift == other.shift == 1.5

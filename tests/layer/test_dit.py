@@ -198,6 +198,12 @@ def test_so_do_gradients_of_an_argument_alone(granularity):
         assert torch.equal(gradient(), expected)
 
 
+@pytest.mark.parametrize("config", [{"cache_interval": 5}, 5, "default"])
+def test_a_configuration_is_one(config):
+    with pytest.raises(TypeError, match="argument 'config': expected a FoCaCacheConfig, got"):
+        apply_foca_cache(tiny_dit(), config)
+
+
 def test_a_mask_over_another_number_of_features_is_refused_at_once():
     config = FoCaCacheConfig(schedule=StepMask(torch.ones(12, 6, dtype=torch.bool).numpy()))
     with pytest.raises(ValueError, match=r"mask over the 1 features of .*, got one over 6"):

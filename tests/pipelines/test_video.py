@@ -168,3 +168,31 @@ def test_samplers(name):
     stats = foca_cache_stats(pipeline)
     assert stats["collapsed_skips"] == reference.skipped > 0
     assert stats["restarts"] == {}
+
+
+def test_a_second_transformer_is_named_and_can_be_served():
+    """Wan 2.2: the last steps are those of another transformer."""
+    pipeline, plain = (
+        diffusers.WanPipeline(
+            tokenizer=None,
+            text_encoder=None,
+            vae=None,
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+            transformer=WAN.model(),
+            transformer_2=WAN.model(seed=1),
+            boundary_ratio=0.5,
+        )
+        for _ in range(2)
+    )
+    for each in (pipeline, plain):
+        each.set_progress_bar_config(disable=True)
+    with pytest.warns(UserWarning, match=r"apply_foca_cache\(pipeline.transformer_2, config\)"):
+        apply_foca_cache(pipeline, CONFIG)
+    apply_foca_cache(pipeline.transformer_2, CONFIG)
+    first, second = (_generate(pipeline) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, _generate(plain))
+    for model in (pipeline.transformer, pipeline.transformer_2):
+        stats = foca_cache_stats(model)
+        assert stats["full_steps"] + stats["skipped_steps"] == 2 * 2 * STEPS // 2
+        assert stats["skipped_steps"] > 0

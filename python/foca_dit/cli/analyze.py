@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
     from foca_dit.cli.chart import write_picture
     from foca_dit.cli.figures import sheet
+    from foca_dit.evaluation.trained import shifted
 
     samples = (4 if args.quick else 16) if args.samples is None else args.samples
     for name, value, least in (
@@ -99,8 +100,7 @@ def run(args: argparse.Namespace) -> int:
             f"sheet goes beside it), got {args.out}"
         )
     model, scheduler = load(args.model)
-    if args.shift is not None:
-        scheduler = type(scheduler).from_config(scheduler.config, shift=args.shift)
+    scheduler = shifted(scheduler, args.shift)
     draw = partial(
         drawing(model, scheduler, samples, args.steps, args.guidance_scale), model, args.seed
     )

@@ -95,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
     for name, file in (("out", args.out), ("draw", args.draw)):
         if file is not None and not file.absolute().parent.is_dir():
             raise FileNotFoundError(f"argument --{name}: expected a folder that exists, got {file}")
+    if args.page is not None:
+        tables.check_page(args.page)
     trained = load_trained(args.model)
     plan = _plan(args, trained.shift)
     judge = _judge(args)
@@ -157,4 +159,4 @@ def _judge(args: argparse.Namespace) -> Judge | None:
 
     if args.judge is not None:
         return load_judge(args.judge)
-    return load_judge(DEFAULT_JUDGE) if args.model == DEFAULT_MODEL else None
+    return load_judge(DEFAULT_JUDGE) if args.model.resolve() == DEFAULT_MODEL.resolve() else None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from foca_dit.cli import analyze, calibrate, demo, doctor, eval, plan, reproduce, schedule, tune
 
+DISTRIBUTION = "foca-kernels"
 COMMANDS = (demo, plan, tune, calibrate, analyze, eval, reproduce, schedule, doctor)
 
 
@@ -19,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         "steps, forecast its features at the others.",
         epilog="Start with `foca-dit demo`. `foca-dit COMMAND --help` explains a command.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version(DISTRIBUTION)}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:
         module.add_to(commands)

@@ -19,7 +19,8 @@ def add_to(commands: Any) -> None:
         help="print the full steps of a setting, and export its tables as JSON",
         description="Prints which steps of a generation are computed in full and what speedup that "
         "allows at best. With --json FILE it also writes the plan (steps, transition tables, "
-        "forecast weights), ready for an engine in any language: docs/plan-format.md.",
+        "forecast weights), ready for an engine in any language: docs/plan-format.md. Time is the "
+        "step's index here; for other settings there is foca_dit.plan.Plan.build in Python.",
     )
     parser.add_argument("--steps", type=int, default=50, help="denoising steps (default 50)")
     parser.add_argument("--interval", type=int, default=5, help="cache interval N (default 5)")
@@ -33,6 +34,11 @@ def add_to(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the schedule and writes the plan."""
+    for name in ("steps", "interval", "warmup"):
+        if (value := getattr(args, name)) < 1:
+            raise ValueError(f"argument --{name}: expected an integer >= 1, got {value}")
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise FileNotFoundError(f"argument --json: expected a folder that exists, got {args.json}")
     settings = FoCaCacheConfig(
         cache_interval=args.interval, disable_cache_before_step=args.warmup, scheme=args.scheme
     ).resolve()

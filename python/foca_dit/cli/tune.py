@@ -81,13 +81,13 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from foca_dit.calibration.tune import Measured, Seeds, measure, tune
+    from foca_dit.evaluation.trained import shifted
 
     settings = QUICK if args.quick else THOROUGH
     samples = settings["samples"] if args.samples is None else args.samples
     check(args, samples)
     model, scheduler = load(args.model)
-    if args.shift is not None:
-        scheduler = type(scheduler).from_config(scheduler.config, shift=args.shift)
+    scheduler = shifted(scheduler, args.shift)
     seeds = Seeds([args.seed], [args.seed + 1], [args.seed + 2 + i for i in range(CHECKED)])
     probes = settings["probes"]
     # Generations: recorded, probed, and per budget up to three candidates chosen from and one

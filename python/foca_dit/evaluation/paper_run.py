@@ -22,7 +22,7 @@ from foca_dit.estimate import plan_foca_cache
 from foca_dit.evaluation.paper_job import Item, Job, file_name
 from foca_dit.evaluation.paper_metrics import METRICS, Samples, columns_of, read_image
 from foca_dit.evaluation.paper_tables import COLUMNS, PaperRow, PaperTable
-from foca_dit.files import write_whole
+from foca_dit.files import read_json, write_whole
 
 FORMAT = "foca-reproduce"
 TIMES = "seconds.csv"
@@ -43,7 +43,7 @@ class PaperResults:
         self.path, self.settings = path, json.loads(json.dumps(settings))
         self.rows: dict[str, dict[str, float]] = {}
         if path.exists():
-            data = json.loads(path.read_text())
+            data = read_json(path)
             if data.get("format") != FORMAT or data.get("settings") != self.settings:
                 raise ValueError(
                     f"reproduce: {path} holds rows of other settings ({data.get('settings')}): "

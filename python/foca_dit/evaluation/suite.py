@@ -26,7 +26,7 @@ from foca_dit.evaluation.placed import PLACED
 from foca_dit.evaluation.rival import Rival
 from foca_dit.evaluation.setting import Absent, Outcome, Setting
 from foca_dit.evaluation.trained import Trained
-from foca_dit.files import write_whole
+from foca_dit.files import read_json, write_whole
 
 RIVALS: tuple[Rival, ...] = (
     *SOLVERS,
@@ -158,7 +158,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is none.
     """
-    data = json.loads(path.read_text())
+    data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"eval: expected {path} to be a file of `foca-dit eval`")
     return data
@@ -310,9 +310,10 @@ def choose(words: Sequence[str]) -> tuple[Rival, ...]:
         names = [rival.name for rival in RIVALS if word.lower() == rival.name.lower()]
         names = names or [rival.name for rival in RIVALS if word.lower() in rival.name.lower()]
         if not names:
-            listed = ", ".join(rival.name for rival in RIVALS)
+            listed = "\n  ".join(rival.name for rival in RIVALS)
             raise ValueError(
-                f"eval: argument '--rows': expected words out of: {listed}; got {word!r}"
+                f"eval: argument --rows: expected words out of the names below, got {word!r}\n"
+                f"  {listed}"
             )
         chosen.update(names)
     return tuple(rival for rival in RIVALS if rival.name in chosen)

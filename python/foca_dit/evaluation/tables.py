@@ -217,8 +217,8 @@ def report(
     return "\n\n".join(parts)
 
 
-def write_into(page: Path, rows: Sequence[Row], pooled: Sequence[Row] = ()) -> None:
-    """Puts the tables between the markers of a Markdown page.
+def check_page(page: Path) -> str:
+    """The text of a page that has a place for the tables.
 
     Raises:
         ValueError: the page has no markers.
@@ -228,6 +228,16 @@ def write_into(page: Path, rows: Sequence[Row], pooled: Sequence[Row] = ()) -> N
         raise ValueError(
             f"eval: expected {page} to have the lines <!-- eval:begin --> and <!-- eval:end -->"
         )
+    return text
+
+
+def write_into(page: Path, rows: Sequence[Row], pooled: Sequence[Row] = ()) -> None:
+    """Puts the tables between the markers of a Markdown page.
+
+    Raises:
+        ValueError: the page has no markers.
+    """
+    text = check_page(page)
     tables = report(rows, as_markdown, pooled)
     write_whole(page, MARKERS.sub(lambda found: f"{found[1]}{tables}\n{found[2]}", text))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from foca_dit.evaluation.setting import Setting
+from foca_dit.files import read_json
 
 TOKENS = "class_tokens.safetensors"
 SAMPLING = "sampling.json"
@@ -51,17 +51,27 @@ class Trained:
         """
         scheduler = self.scheduler
         if shift is not None and shift != self.shift:
-            if self.shift is None:
-                raise ValueError(
-                    "Trained.setting: argument 'shift': expected None for "
-                    f"{type(scheduler).__name__}, got {shift}"
-                )
-            if scheduler is not None:
-                scheduler = type(scheduler).from_config(scheduler.config, shift=shift)
+            scheduler = shifted(scheduler, shift)
         given["shift"] = next((s for s in (shift, self.shift) if s is not None), 1.0)
         return Setting(
             self.model, scheduler=scheduler, shape=self.shape, tokens=self.tokens, **given
         )
+
+
+def shifted(scheduler: Any, shift: float | None) -> Any:
+    """A flow scheduler with another shift; None: as it is.
+
+    Raises:
+        ValueError: a scheduler that has no shift, or a shift that is not positive.
+    """
+    if shift is None or scheduler is None:
+        return scheduler
+    if getattr(scheduler.config, "shift", None) is None:
+        name = type(scheduler).__name__
+        raise ValueError(f"argument shift: expected none for {name}, got {shift:g}")
+    if not shift > 0:
+        raise ValueError(f"argument shift: expected a positive number, got {shift:g}")
+    return type(scheduler).from_config(scheduler.config, shift=shift)
 
 
 def load_trained(folder: Path) -> Trained:
@@ -83,17 +93,31 @@ def load_trained(folder: Path) -> Trained:
     from safetensors.torch import load_file
 
     diffusers.utils.logging.set_verbosity_error()
-    config = json.loads((folder / "transformer/config.json").read_text())
-    model = getattr(diffusers, config["_class_name"]).from_pretrained(
+    model = _class_of(folder / "transformer/config.json").from_pretrained(
         folder / "transformer", torch_dtype=torch.float32, local_files_only=True
     )
-    config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
-    scheduler = getattr(diffusers, config["_class_name"]).from_pretrained(folder / "scheduler")
+    file = folder / "scheduler/scheduler_config.json"
+    scheduler = _class_of(file).from_pretrained(folder / "scheduler")
     tokens = load_file(folder / TOKENS)["tokens"] if (folder / TOKENS).exists() else None
     shape = None
     if (folder / SAMPLING).exists():
-        shape = tuple(json.loads((folder / SAMPLING).read_text())["shape"])
+        shape = tuple(read_json(folder / SAMPLING)["shape"])
     return Trained(model.eval(), scheduler, shape, tokens)
+
+
+def _class_of(file: Path) -> Any:
+    """The class of diffusers that a configuration is of.
+
+    Raises:
+        ValueError: it names none.
+    """
+    import diffusers
+
+    name = read_json(file).get("_class_name")
+    found = getattr(diffusers, str(name), None)
+    if found is None:
+        raise ValueError(f"{file}: expected the _class_name of a class of diffusers, got {name!r}")
+    return found
 
 
 @dataclass(frozen=True)
