@@ -44,3 +44,23 @@ def test_what_stops_a_build_says_so(tmp_path, variables, message):
     done = wheel(tmp_path, **variables)
     assert done.returncode != 0
     assert message in done.stderr + done.stdout
+
+
+def test_an_engine_in_cpp_finds_the_installed_package(tmp_path):
+    """examples/cpp_engine, beside what `make test-cpp` has built."""
+    cmake = Path(sys.executable).parent / "cmake"
+    if not (ROOT / "build/cpp/libfoca_cpu.a").exists() or not cmake.exists():
+        pytest.skip("needs the build of `make test-cpp`")
+
+    def run(*command):
+        return subprocess.run(
+            list(map(str, command)), check=True, capture_output=True, text=True
+        ).stdout
+
+    run(cmake, "--install", ROOT / "build/cpp", "--prefix", tmp_path / "foca")
+    run(
+        *(cmake, "-S", ROOT / "examples/cpp_engine", "-B", tmp_path / "build"),
+        f"-DCMAKE_PREFIX_PATH={tmp_path / 'foca'}",
+    )
+    run(cmake, "--build", tmp_path / "build")
+    assert "12 of 50 steps computed" in run(tmp_path / "build/engine")

@@ -20,7 +20,7 @@ HISTORY_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # docs/quality.md says what they were chosen from.
 MEASURED_FOCA = schemes.FoCa(reading="rolling", feedback=0.5, first_slope=0.25)
 PRESETS: dict[str, dict[str, Any]] = {
-    # As good as we know how, uncalibrated: about a quarter of 50 steps in full.
+    # As good as we know how, uncalibrated: a quarter to a half of 50 steps in full.
     "default": {
         "scheme": MEASURED_FOCA,
         "schedule": Adaptive(tol=0.01),
@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "granularity": "module",
         "time": "step",
     },
-    # About a sixth of 50 steps in full: the picture is another in its details.
+    # 9 to 15 of 50 steps in full: the picture is another in its details.
     "fast": {
         "scheme": MEASURED_FOCA,
         "schedule": Adaptive(tol=0.04),
