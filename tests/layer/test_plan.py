@@ -215,7 +215,7 @@ def test_command_line(capsys):
     assert "50 steps, full steps: 18" in out
     assert "2.77x" in out
     assert main(["plan", "dit-xl/2-256", "--batch", "0"]) == 2
-    assert "argument '--batch': expected an integer >= 1, got 0" in capsys.readouterr().err
+    assert "argument --batch: expected an integer >= 1, got 0" in capsys.readouterr().err
 
 
 def latte():
