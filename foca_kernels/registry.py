@@ -1,8 +1,9 @@
 """Defines the operators and decides, once at import, which backend serves each device.
 
 The choice is made by registration, so a call goes from PyTorch's dispatcher straight into the
-kernel. The reference is registered for every device; a compiled library or Triton, registered for
-one device, takes precedence there.
+kernel (outside of inference mode by way of a function that counts writes). The reference is
+registered for every device; a compiled library or Triton, registered for one device, takes
+precedence there.
 
     device   FOCA_BACKEND=auto (default)           cpp        triton          reference
     CPU      C++ if built, else the reference      C++        as auto (1)     the reference
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ def _define(library: torch.library.Library) -> None:
 def _counting_writes(name: str) -> Callable[..., Any]:
     """What PyTorch generates for its own in-place operators: written tensors count a version.
 
-    Autograd then refuses to go backwards through what was computed from a value that is gone. In
-    inference mode nothing is recorded, and this is not called.
+    Autograd then refuses to go backwards through what was computed from a value that is gone. With
+    tensors that were made in inference mode this is not called.
     """
     packet, _, overload = name.partition(".")
     op = getattr(getattr(torch.ops.foca, packet), overload or "default")
@@ -65,41 +66,47 @@ def _counting_writes(name: str) -> Callable[..., Any]:
     ]
 
     def counted(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        # No key is switched off for the calls below: the kernels see by them whether an argument
+        # requires a gradient.
+        result = op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
         for i, argument in written:
             value = args[i] if i < len(args) else kwargs.get(argument)
             for tensor in [value] if isinstance(value, torch.Tensor) else value or ():
                 if not tensor.is_inference():
                     torch.autograd.graph.increment_version(tensor)
-        # Autograd's keys stay: the kernels see by them whether an argument requires a gradient.
-        return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
+        return result
 
     return counted
 
 
-def _load_library(library: torch.library.Library, device: str) -> str | None:
-    """Loads the C++ kernels for a device; returns why that failed, or None."""
-    path = Path(__file__).parent / LIBRARIES[device]
-    if not path.exists():
-        return f"{path.name} is not built (see CONTRIBUTING.md)"
-    try:
-        torch.ops.load_library(str(path))
-    except OSError as error:
-        return f"{path.name} does not load: {error.__cause__ or error}"
+def _missing(backend: str, device: str) -> str | None:
+    """Why a backend is not to be had for a device, as far as that shows without loading it."""
+    if backend == "cpp":
+        exists = (Path(__file__).parent / LIBRARIES[device]).exists()
+        return None if exists else f"{LIBRARIES[device]} is not built (see CONTRIBUTING.md)"
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed"
+        if device == "CPU" and os.environ.get("TRITON_INTERPRET") != "1":
+            return "Triton runs on the CPU only with TRITON_INTERPRET=1"
     return None
 
 
-def _load_triton(library: torch.library.Library, device: str) -> str | None:
-    """Registers the Triton kernels for a device; returns why that failed, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if device == "CPU" and os.environ.get("TRITON_INTERPRET") != "1":
-        return "Triton runs on the CPU only with TRITON_INTERPRET=1"
-    try:
-        module = importlib.import_module(".triton_ops", __package__)
-    except ImportError as error:
-        return f"Triton does not load: {error}"
-    for name, function in FUNCTIONS.items():
-        library.impl(name, getattr(module, function), device)
+def _load_backend(library: torch.library.Library, backend: str, device: str) -> str | None:
+    """Registers a backend's kernels for a device; returns why that failed, or None."""
+    if backend == "cpp":
+        try:
+            torch.ops.load_library(str(Path(__file__).parent / LIBRARIES[device]))
+        except OSError as error:
+            name = Path(LIBRARIES[device]).name
+            return f"{name} does not load: {error.__cause__ or error}"
+    if backend == "triton":
+        try:
+            module = importlib.import_module(".triton_ops", __package__)
+        except ImportError as error:
+            return f"Triton does not load: {error}"
+        for name, function in FUNCTIONS.items():
+            library.impl(name, getattr(module, function), device)
     return None
 
 
@@ -114,20 +121,19 @@ def _candidates(choice: str, device: str) -> tuple[str, ...]:
 
 
 def _serve(library: torch.library.Library, choice: str, device: str) -> None:
-    loaders: dict[str, Callable[[torch.library.Library, str], str | None]] = {
-        "cpp": _load_library,
-        "triton": _load_triton,
-        "reference": lambda *_: None,
-    }
     refused: dict[str, str] = {}
     for backend in _candidates(choice, device):
-        why = loaders[backend](library, device)
+        why = _missing(backend, device) or _load_backend(library, backend, device)
         if why is None:
             _report[device] = {"backend": backend, **refused}
             return
         refused[backend] = why
-    reasons = "; ".join(refused.values())
-    raise ImportError(f"FOCA_BACKEND={choice} cannot serve {device} tensors: {reasons}")
+    raise _refusal(choice, device, refused)
+
+
+def _refusal(choice: str, device: str, reasons: Mapping[str, str | None]) -> ImportError:
+    why = "; ".join(filter(None, reasons.values()))
+    return ImportError(f"FOCA_BACKEND={choice} cannot serve {device} tensors: {why}")
 
 
 def _devices(choice: str) -> list[str]:
@@ -147,14 +153,15 @@ def _load() -> torch.library.Library:
     if choice not in BACKENDS:
         raise ImportError(f"FOCA_BACKEND={choice}: expected one of {', '.join(BACKENDS)}")
     devices = _devices(choice)
+    # What is known to fail fails before the operators are defined: a process can do that only once.
+    for device in devices:
+        reasons = {backend: _missing(backend, device) for backend in _candidates(choice, device)}
+        if all(reasons.values()):
+            raise _refusal(choice, device, reasons)
     library = torch.library.Library(NAMESPACE, "DEF")
-    try:
-        _define(library)
-        for device in devices:
-            _serve(library, choice, device)
-    except BaseException:
-        library._destroy()  # so that another import can define the operators
-        raise
+    _define(library)
+    for device in devices:
+        _serve(library, choice, device)
     return library
 
 

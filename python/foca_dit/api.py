@@ -88,7 +88,8 @@ def apply_foca_cache(
     levels = NoiseLevels.of(scheduler, spec.timestep_scale, spec.time_runs_up)
     pipeline = None if scheduler is None else model_or_pipeline
     for name in _SECOND_TRANSFORMERS:
-        if isinstance(getattr(model_or_pipeline, name, None), torch.nn.Module):
+        second = getattr(model_or_pipeline, name, None)
+        if isinstance(second, torch.nn.Module) and hooks.find_hook(_uncompiled(second)) is None:
             warnings.warn(
                 f"foca_dit: the cache serves pipeline.transformer; pipeline.{name} computes every "
                 f"step: apply_foca_cache(pipeline.{name}, config) serves it, too",

@@ -113,6 +113,14 @@ class NoiseLevels:
         return math.sqrt(abar), math.sqrt(1.0 - abar)
 
     @property
+    def step_index(self) -> int:
+        """Where in its table the scheduler stands: the step that is computed now."""
+        for name in ("step_index", "begin_index"):  # the latter until the first step was made
+            if (index := getattr(self.scheduler, name, None)) is not None:
+                return int(index)
+        return 0
+
+    @property
     def table(self) -> Any:
         """The scheduler's timesteps as they stand, or None; every generation sets a new one."""
         return getattr(self.scheduler, "timesteps", None)
@@ -125,12 +133,13 @@ class NoiseLevels:
         steps = self.table
         if steps is None or len(steps) == 0:
             return None
+        steps = steps.tolist() if hasattr(steps, "tolist") else list(steps)
         if self.alpha_bar is not None or self.sigma_of is not None:
-            return tuple(float(t) for t in steps.tolist())
+            return tuple(float(t) for t in steps)
         config = getattr(self.scheduler, "config", None)
         unit = self.timestep_scale / getattr(config, "num_train_timesteps", 1000)
         flipped = self.runs_up and not getattr(config, "invert_sigmas", False)
-        model_steps = (unit * float(t) for t in steps.tolist())
+        model_steps = (unit * float(t) for t in steps)
         return tuple(self.timestep_scale - t if flipped else t for t in model_steps)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -17,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from foca_dit.clock import Clock
-from foca_dit.timetable import tolerance
 
+# bfloat16 keeps 8 bits: a timestep or a weight that went through it is off by 2^-9 at most.
+HALF_PRECISION = 2.0**-8
+SINGLE_PRECISION = 1e-5
 PROBE_DISTANCE = 2.0**-6
 PROBED_MATRICES, PROBED_VALUES = 8, 8
 
@@ -106,7 +109,8 @@ class Origin:
         """
         known = np.asarray(self.timesteps)
         step = int(np.argmin(np.abs(known - timestep)))
-        if not abs(known[step] - timestep) <= max(tolerance(timestep), 1e-9):
+        limit = (HALF_PRECISION if _is_half(timestep) else SINGLE_PRECISION) * abs(timestep)
+        if not abs(known[step] - timestep) <= max(limit, 1e-9):
             raise ValueError(
                 f"{MADE_FOR} {len(known)} steps of {self.sampler or 'a sampler'} with timesteps "
                 f"{known[0]:g}, {known[min(1, len(known) - 1)]:g}, .. {known[-1]:g}; got timestep "
@@ -175,6 +179,12 @@ def _probe(model: Any) -> tuple[float, ...]:
         flat = matrix.detach().reshape(-1)
         values += [float(v) for v in flat[:: max(1, flat.numel() // PROBED_VALUES)][:PROBED_VALUES]]
     return tuple(values)
+
+
+def _is_half(value: float) -> bool:
+    """Whether a number may have been rounded to bfloat16 or float16."""
+    single = struct.unpack("<I", struct.pack("<f", value))[0]
+    return single & 0xFFFF == 0 or float(np.float16(value)) == value
 
 
 def _close_probe(mine: Sequence[float], other: Sequence[float]) -> bool:

@@ -85,6 +85,7 @@ class Branch:
         self.loop = timetable.loop  # that it began in
         self._entered = -1
         self._finished = -1
+        self._planned: tuple[float, ...] | None = None
 
     def enter(
         self, timestep: float, sample: torch.Tensor, compute_all: bool = False
@@ -106,9 +107,9 @@ class Branch:
         return self._entered > self._finished
 
     @property
-    def failed_at_once(self) -> bool:
-        """Whether not even its first step returned: what is called now may be another request."""
-        return self.is_interrupted and self._finished < 0
+    def has_begun(self) -> bool:
+        """Whether its first step returned."""
+        return self._finished >= 0
 
     def repeats(self, timestep: float) -> bool:
         """Whether this is the timestep of the last step, although that step returned."""
@@ -137,9 +138,10 @@ class Branch:
 
     def look_ahead(self, timesteps: Sequence[float] | None) -> Outlook:
         """All steps of this generation, as far as `timesteps`, or else the scheduler, tells."""
+        if self._planned is None:  # kept: the scheduler may be set anew for another request
+            self._planned = tuple(timesteps or self._timetable.steps)
         path, levels = self.trajectory, self._timetable.levels
-        planned = tuple(timesteps or ()) or self._scheduled() or None
-        return look_ahead(self._pace, levels, path.timesteps, planned)
+        return look_ahead(self._pace, levels, path.timesteps, self._planned or None)
 
 
 class CacheState:
@@ -263,13 +265,20 @@ class CacheState:
                 stacklevel=3,
             )
 
-    def enter(self, timestep: float, sample: torch.Tensor, branch: str | None = None) -> Branch:
+    def enter(
+        self,
+        timestep: float,
+        sample: torch.Tensor,
+        branch: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Branch:
         """Finds the branch and step of a call and opens it.
 
         Args:
             timestep: the model's timestep of this call.
             sample: the model's input, to tell whether the call continues the one before.
             branch: the guidance branch; None: told by counting the calls at one timestep.
+            dtype: of the tensor that the timestep came in; None: it was a number.
 
         Raises:
             RuntimeError: a step out of order in a state that belongs to one request.
@@ -278,7 +287,7 @@ class CacheState:
             self._end_generation()
             self.stats.restarts[SET_ANEW] += 1
             self._forget_all()
-        timestep = self._exact(timestep, sample, branch)
+        timestep = self.timetable.exact(timestep, dtype)
         if self._generation.is_over(timestep):
             self._end_generation()
         opened = self._enter(timestep, sample, branch)
@@ -290,18 +299,9 @@ class CacheState:
         loop = self.timetable.loop
         return any(known.loop is not loop for known in self._branches.values())
 
-    def _exact(self, timestep: float, sample: torch.Tensor, branch: str | None) -> float:
-        """The scheduler's own value of a timestep that was rounded to half precision."""
-        known = self._branches.get("0" if branch is None else branch)
-        if known is None:
-            return self.timetable.exact(timestep, None, None, lambda: False)
-        path = known.trajectory
-        return self.timetable.exact(
-            timestep,
-            path.timesteps[-1],
-            self._latest[-1],
-            lambda: known.is_interrupted or path.saw(sample),
-        )
+    def _has_begun(self) -> bool:
+        """Whether any call returned; if none did, this one may be another request's."""
+        return any(known.has_begun for known in self._branches.values())
 
     def _enter(self, timestep: float, sample: torch.Tensor, branch: str | None) -> Branch:
         name = self._counter.name(timestep) if branch is None else self._named(branch, timestep)
@@ -315,7 +315,7 @@ class CacheState:
             reason = LEFT_OUT
         if known and reason is None and known.timed and not self._is_timed(timestep):
             reason = OFF_SCALE
-        if known and reason is None and self._restartable and known.failed_at_once:
+        if known and reason is None and self._restartable and not self._has_begun():
             reason = NEVER_BEGUN
         if self._restartable and branch is None and reason is None:
             reason = self._why_not_counted(name, timestep, sample)

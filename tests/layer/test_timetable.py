@@ -1,7 +1,5 @@
 """Timesteps that were rounded to half precision on their way to the model."""
 
-import itertools
-
 import diffusers
 import pytest
 import torch
@@ -12,11 +10,11 @@ from foca_dit import Adaptive, FoCaCacheConfig, apply_foca_cache, foca_cache_sta
 from foca_dit.calibration.calibrated import Calibrated
 from foca_dit.clock import NoiseLevels
 from foca_dit.origin import Origin
-from foca_dit.timetable import Timetable, is_half
+from foca_dit.timetable import Timetable
 
 
-def _timetable(shift=7.0, steps=50, unit=1000.0):
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+def _timetable(shift=7.0, steps=50, unit=1000.0, cls=diffusers.FlowMatchEulerDiscreteScheduler):
+    scheduler = cls(shift=shift)
     scheduler.set_timesteps(steps)
     return Timetable(NoiseLevels.of(scheduler, unit))
 
@@ -29,46 +27,84 @@ def _rounded(timestep, unit, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("unit", [1.0, 1000.0])
+@pytest.mark.parametrize("start", [0, 2])
 @pytest.mark.parametrize(
-    ("shift", "steps"), [(1.0, 50), (3.0, 28), (7.0, 50), (7.0, 100), (17.0, 50)]
+    ("shift", "steps"), [(1.0, 50), (3.0, 28), (7.0, 150), (17.0, 50), (17.0, 100)]
 )
-def test_every_step_of_a_loop_is_found_again(shift, steps, unit, dtype):
+def test_every_step_of_a_loop_is_found_again(shift, steps, start, unit, dtype):
+    """Also of one that starts further down (img2img)."""
     timetable = _timetable(shift, steps, unit)
-    rounded = [_rounded(t, unit, dtype) for t in timetable.steps]
+    scheduler = timetable.levels.scheduler
+    scheduler.set_begin_index(start)
+    x, found, rounded = torch.zeros(1), [], []
+    for t, step in zip(scheduler.timesteps[start:], timetable.steps[start:], strict=True):
+        rounded.append(_rounded(step, unit, dtype))
+        for _ in range(2):  # two guidance branches
+            found.append(timetable.exact(rounded[-1], dtype))
+        scheduler.step(x, t, x)
+    assert found[::2] == found[1::2] == list(timetable.steps[start:])
     if (shift, dtype) == (17.0, torch.bfloat16):
-        assert len(set(rounded)) < 0.8 * steps  # many stand at one and the same number
-    found, last = [], None
-    for timestep in rounded:
-        last = timetable.exact(timestep, last, last, lambda: False)
-        found.append(last)
-    assert tuple(found) == timetable.steps
+        assert len(set(rounded)) < 0.8 * len(rounded)  # many stand at one and the same number
 
 
-def test_a_repeated_call_stays_at_its_step():
-    timetable = _timetable()
-    one, two = next(
-        pair
-        for pair in itertools.pairwise(timetable.steps)
-        if _rounded(pair[0], 1000, torch.bfloat16) == _rounded(pair[1], 1000, torch.bfloat16)
-    )
-    timestep = _rounded(one, 1000, torch.bfloat16)
-    assert timetable.exact(timestep, one, one, lambda: True) == one
-    assert timetable.exact(timestep, one, one, lambda: False) == two
-    # A guidance branch that was left out of a step goes where the others are.
-    before = timetable.steps[timetable.steps.index(one) - 1]
-    assert timetable.exact(timestep, before, two, lambda: False) == two
-    assert timetable.exact(timestep, before, before, lambda: False) == one
+def test_both_evaluations_of_heun_are_at_their_steps():
+    timetable = _timetable(7.0, 50, cls=diffusers.FlowMatchHeunDiscreteScheduler)
+    scheduler, x = timetable.levels.scheduler, torch.zeros(1)
+    for t, step in zip(scheduler.timesteps, timetable.steps, strict=True):
+        assert timetable.exact(_rounded(step, 1000, torch.bfloat16), torch.bfloat16) == step
+        scheduler.step(x, t, x)
 
 
-@pytest.mark.parametrize("timestep", [0.7123456, 996.8123, 333.3333])
-def test_what_was_not_rounded_is_left_alone(timestep):
-    assert not is_half(timestep)
-    assert _timetable().exact(timestep, None, None, lambda: False) == timestep
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, None])
+def test_what_was_not_rounded_is_left_alone(dtype):
+    assert _timetable(shift=17.0).exact(996.0, dtype) == 996.0
 
 
-def test_nor_is_what_is_no_step_of_the_loop():
-    assert _timetable(shift=1.0, steps=4).exact(625.0, None, None, lambda: False) == 625.0
-    assert Timetable(NoiseLevels()).exact(996.0, None, None, lambda: False) == 996.0
+def test_nor_is_what_the_scheduler_does_not_stand_at():
+    """A loop of one's own beside it, or another one's."""
+    timetable = _timetable(shift=3.0, steps=28)
+    assert timetable.exact(1000.0, torch.bfloat16) == 1000.0
+    assert timetable.exact(988.0, torch.bfloat16) == 988.0  # its second step, rounded
+    assert Timetable(NoiseLevels()).exact(996.0, torch.bfloat16) == 996.0
+
+
+def test_tables_of_other_kinds():
+    class Scheduler:
+        timesteps = (1000, 500, 250)
+
+    class Property:
+        @property
+        def timesteps(self):
+            return torch.tensor([1000.0, 500.0])
+
+    listed = Timetable(NoiseLevels.of(Scheduler(), 1.0))
+    assert listed.steps == (1.0, 0.5, 0.25)
+    # One that is made anew at every look says nothing about loops.
+    assert Timetable(NoiseLevels.of(Property(), 1000.0)).loop is None
+
+
+def test_another_request_at_the_first_step_of_a_loop_that_goes_on():
+    """A warm-up call, then a generation from another sample: the scheduler is not set anew."""
+    images = []
+    for warm_up in (True, False):
+        pipeline = tiny_flux_pipeline()
+        pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+        pipeline.scheduler.set_timesteps(20)
+        apply_foca_cache(pipeline, FoCaCacheConfig(cache_interval=4, granularity="output"))
+        fixed = {"img_ids": torch.zeros(6, 3), "txt_ids": torch.zeros(5, 3)}
+        fixed |= flux_prompt(0) | {"return_dict": False}
+        fixed["encoder_hidden_states"] = fixed.pop("prompt_embeds")
+        fixed["pooled_projections"] = fixed.pop("pooled_prompt_embeds")
+        samples = torch.randn(2, 1, 6, 4, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            if warm_up:
+                pipeline.transformer(samples[0], timestep=torch.tensor([1.0]), **fixed)
+            x = samples[1]
+            for t in pipeline.scheduler.timesteps:
+                output = pipeline.transformer(x, timestep=t[None] / 1000, **fixed)[0]
+                x = pipeline.scheduler.step(output, t, x)[0]
+        images.append(x)
+    assert torch.equal(*images)
 
 
 def _film(shift, steps, dtype, config, name="HunyuanVideoPipeline"):

@@ -157,3 +157,29 @@ def test_so_it_is_with_a_bare_model():
     for t in (1.0, 0.9, 0.8, 0.7):
         assert torch.equal(step(model, 1, t), step(fresh, 1, t))
     assert foca_cache_stats(model)["restarts"] == {"the first step did not return": 1}
+
+
+@torch.no_grad()
+def test_a_second_branch_that_fails_at_the_first_step_and_is_repeated():
+    """Then the first branch stays the first one."""
+    config = FoCaCacheConfig(cache_interval=4, granularity="module")
+    model, fresh = (apply_foca_cache(tiny_flux(), config) for _ in range(2))
+    fixed = {"img_ids": torch.zeros(6, 3), "txt_ids": torch.zeros(5, 3)}
+    x = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0))
+
+    def call(model, prompt, t):
+        text, pooled = torch.full((1, 5, 32), prompt), torch.full((1, 32), prompt)
+        return model(x, text, pooled, timestep=torch.tensor([t]), **fixed).sample
+
+    call(model, 1.0, 1.0)
+    handle = _fail_in(model.norm_out)
+    with pytest.raises(Stop):
+        call(model, -1.0, 1.0)
+    handle.remove()
+    call(model, -1.0, 1.0)
+    for prompt in (1.0, -1.0):
+        call(fresh, prompt, 1.0)
+    for t in (0.9, 0.8, 0.7, 0.6):
+        for prompt in (1.0, -1.0):
+            assert torch.equal(call(model, prompt, t), call(fresh, prompt, t))
+    assert foca_cache_stats(model)["restarts"] == {}

@@ -127,7 +127,8 @@ class ModelHook(Hook):
             return run(*args, **kwargs)
         self._follow_scheduler(state)
         timestep = _scalar(bound[self.spec.timestep])
-        branch = state.enter(timestep, sample, self._branch_name())
+        dtype = getattr(bound[self.spec.timestep], "dtype", None)
+        branch = state.enter(timestep, sample, self._branch_name(), dtype)
         histories = branch.histories
         due = sum(histories.due(feature) for feature in range(self.features))
         mode, kind = self._mode(due, state)

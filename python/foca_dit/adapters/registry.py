@@ -18,6 +18,7 @@ import torch
 
 HOOK_NAME = "foca_cache"
 _PLAIN = "_foca_cache_hook"
+_BELOW = "_old_forward"  # where accelerate's hook keeps the forward that it found
 
 # diffusers' own hooks that change what a block or a module of it returns, by the module of
 # diffusers.hooks that defines them (guiders give them names of their own).
@@ -38,11 +39,13 @@ class Hook:
 
     Attributes:
         fn_ref: has the `original_forward`, once the hook is registered.
+        installed: the `forward` that stands for the module and the hook.
         contexts: diffusers' StateManager, through which it tells us of its `cache_context`.
     """
 
     _is_stateful = False
     fn_ref: Any
+    installed: Any = None
     contexts: Any = None
 
     def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
@@ -93,8 +96,9 @@ def register(root: torch.nn.Module, hooks: list[tuple[torch.nn.Module, Hook]]) -
             hook.contexts = _contexts()
         registry = HookRegistry.check_if_exists_or_initialize(module)
         splitting = {} if module is root else _take_off(registry, "context_parallel")
-        with _below_accelerate(module):
+        with _below_accelerate(module, alone=not registry.hooks):
             registry.register_hook(hook, HOOK_NAME)
+            hook.installed = module.forward
             for name, other in splitting.items():
                 registry.register_hook(other, name)
             forward: Any = module.forward
@@ -103,21 +107,21 @@ def register(root: torch.nn.Module, hooks: list[tuple[torch.nn.Module, Hook]]) -
 
 
 @contextmanager
-def _below_accelerate(module: torch.nn.Module) -> Iterator[None]:
-    """Lets a hook be put on, or taken off, inside of accelerate's (CPU offload).
+def _below_accelerate(module: torch.nn.Module, alone: bool) -> Iterator[None]:
+    """Lets a hook be put on inside of accelerate's (CPU offload), if `alone`.
 
     That one restores the `forward` it found when it is taken off, which a pipeline does after every
-    generation: a hook outside of it would be lost, and one that it found come back.
+    generation: a hook outside of it would be lost. Other hooks of diffusers stand in a chain with
+    ours, which accelerate's must not cut in two.
     """
-    if not hasattr(module, "_hf_hook") or "_old_forward" not in module.__dict__:
+    if not (alone and hasattr(module, "_hf_hook") and _BELOW in module.__dict__):
         yield
         return
-    outer, inner = module.forward, module.__dict__["_old_forward"]
-    module.forward = inner
+    outer, module.forward = module.forward, module.__dict__[_BELOW]
     try:
         yield
     finally:
-        module.__dict__["_old_forward"], module.forward = module.forward, outer
+        module.__dict__[_BELOW], module.forward = module.forward, outer
 
 
 def _take_off(registry: Any, source: str) -> dict[str, Any]:
@@ -146,20 +150,25 @@ def find(module: torch.nn.Module) -> Hook | None:
 def remove(root: torch.nn.Module) -> None:
     """Takes all our hooks out of a model, and the registries that stand empty then."""
     for module in root.modules():
-        with _below_accelerate(module):
-            _remove_from(module)
+        _remove_from(module)
 
 
 def _remove_from(module: torch.nn.Module) -> None:
     """Takes our hook off one module, and its registry if that stands empty then."""
     if (hook := module.__dict__.pop(_PLAIN, None)) is not None:
-        module.forward = hook.fn_ref.original_forward
+        is_below = module.__dict__.get(_BELOW) is hook.installed
+        setattr(module, _BELOW if is_below else "forward", hook.fn_ref.original_forward)
         _unshadow(module)
     registry: Any = module.__dict__.get("_diffusers_hook")
     if registry is None:
         return
-    if HOOK_NAME in registry.hooks:
-        registry.remove_hook(HOOK_NAME, recurse=False)
+    if (hook := registry.hooks.get(HOOK_NAME)) is not None:
+        if module.__dict__.get(_BELOW) is hook.installed:
+            index = registry._hook_order.index(HOOK_NAME)
+            del registry.hooks[HOOK_NAME], registry._hook_order[index], registry._fn_refs[index]
+            setattr(module, _BELOW, hook.fn_ref.original_forward)
+        else:
+            registry.remove_hook(HOOK_NAME, recurse=False)
     registry._child_registries_cache = None
     if not registry.hooks:
         del module._diffusers_hook
@@ -170,8 +179,7 @@ def move(root: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) -> N
     """Moves our hook to the module that now stands in the place of another (LoRA loaded)."""
     hook = find(old)
     assert hook is not None
-    with _below_accelerate(old):
-        _remove_from(old)
+    _remove_from(old)
     register(root, [(new, hook)])
 
 
@@ -245,11 +253,11 @@ def _contexts() -> Any:
 
 
 def _register_plainly(module: torch.nn.Module, hook: Hook) -> None:
-    with _below_accelerate(module):
+    with _below_accelerate(module, alone=True):
         original = module.forward
         hook.initialize_hook(module)
         hook.fn_ref = SimpleNamespace(original_forward=original)
-        module.forward = functools.update_wrapper(
+        hook.installed = module.forward = functools.update_wrapper(
             functools.partial(hook.new_forward, module), original
         )
     module.__dict__[_PLAIN] = hook

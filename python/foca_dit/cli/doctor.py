@@ -48,8 +48,8 @@ def try_operator(device: str) -> str | None:
     history = torch.arange(2.0 * 1000, device=device).view(2, 1000)
     try:
         got = torch.ops.foca.forecast(list(history), torch.tensor([1.0, -2.0])).cpu()
-    except RuntimeError as error:
-        return f"ERROR: {error}"
+    except Exception as error:  # a compiler's, too: whatever it is, doctor is there to say it
+        return f"ERROR: {type(error).__name__}: {error}"
     expected = (history[0] - 2 * history[1]).cpu()
     return None if torch.equal(got, expected) else "ERROR: an operator gives wrong values"
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from foca_dit.cli import analyze, calibrate, demo, doctor, eval, plan, reproduce, schedule, tune
 
-DISTRIBUTION = "foca-kernels"
 COMMANDS = (demo, plan, tune, calibrate, analyze, eval, reproduce, schedule, doctor)
 
 
@@ -21,11 +20,18 @@ def build_parser() -> argparse.ArgumentParser:
         "steps, forecast its features at the others.",
         epilog="Start with `foca-dit demo`. `foca-dit COMMAND --help` explains a command.",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version(DISTRIBUTION)}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:
         module.add_to(commands)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("foca-kernels")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "(not installed)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from foca_dit.clock import Clock, NoiseLevels
-from foca_dit.timetable import tolerance
 
 LARGE_STD, NOISE_STD = 10.0, 2.0
 """Standard deviation of the data along the directions that errors take, by what is predicted.
@@ -134,7 +133,8 @@ def continuation(timesteps: Sequence[float], planned: Sequence[float]) -> list[f
     known = steps[first : first + len(timesteps)]
     if len(known) < len(timesteps):
         return None
-    near = (abs(a - b) <= tolerance(b) for a, b in zip(known, timesteps, strict=True))
+    # A timestep may have been through bfloat16, which keeps eight bits, twice (FLUX).
+    near = (abs(a - b) <= 2**-7 * abs(b) for a, b in zip(known, timesteps, strict=True))
     return steps[first + len(timesteps) :] if all(near) else None
 
 
