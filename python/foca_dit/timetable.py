@@ -40,8 +40,10 @@ class Timetable:
     @property
     def steps(self) -> tuple[float, ...]:
         """The model's timesteps, none if they are not known. A host read once per loop."""
-        if self.loop is not self._read:
-            self._read, self._steps = self.loop, self.levels.planned() or ()
+        loop = self.loop
+        if loop is not self._read:
+            self._steps = self.levels.planned() or ()
+            self._read = loop
         return self._steps
 
     def exact(self, timestep: float, dtype: torch.dtype | None) -> float:
