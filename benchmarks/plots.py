@@ -39,7 +39,7 @@ PUBLISHED = {
     "FoCa, HunyuanVideo": (2, "FoCa"),
     "FoCa, DiT-XL/2": (3, "FoCa"),
 }
-COLOURS_OF_PAPERS = ("#e6b0aa", "#c0392b", "#7f8c8d", "#17202a")
+COLOURS_OF_PAPERS = ("#e6b0aa", "#c0392b", "#7f8c8d", "#af7ac5")
 OPERATORS = {
     "forecast_residual_ L=8 K=3": "residual, 8 features",
     "forecast_residual_ packed L=8 K=3": "residual, packed",
