@@ -6,6 +6,7 @@ import torch
 from cases import BY_NAME
 from models import flux_prompt, tiny_flux, tiny_flux_pipeline
 from test_persistence import _generate
+from test_threads_and_sharing import _img2img as _same_noise
 from test_threads_and_sharing import _sharing
 
 from foca_dit import Adaptive, FoCaCacheConfig, apply_foca_cache, foca_cache_stats
@@ -29,18 +30,7 @@ def _img2img(pipeline, prompt, strength, stop_at=None):
             raise Stop
         return arguments
 
-    generator = torch.Generator().manual_seed(0)
-    return pipeline(
-        **flux_prompt(prompt),
-        image=torch.rand(1, 3, 16, 16, generator=generator),
-        strength=strength,
-        height=16,
-        width=16,
-        num_inference_steps=12,
-        generator=generator,
-        output_type="latent",
-        callback_on_step_end=stop,
-    ).images
+    return _same_noise(pipeline, prompt=prompt, strength=strength, callback_on_step_end=stop)
 
 
 @pytest.mark.supports("exception")

@@ -31,10 +31,10 @@ def _sharing(first):
     return second
 
 
-def _img2img(pipeline, seed=0, strength=0.8):
+def _img2img(pipeline, seed=0, strength=0.8, prompt=None, **options):
     generator = torch.Generator().manual_seed(seed)
     return pipeline(
-        **flux_prompt(seed),
+        **flux_prompt(seed if prompt is None else prompt),
         image=torch.rand(1, 3, 16, 16, generator=generator),
         strength=strength,
         height=16,
@@ -42,6 +42,7 @@ def _img2img(pipeline, seed=0, strength=0.8):
         num_inference_steps=12,
         generator=generator,
         output_type="latent",
+        **options,
     ).images
 
 

@@ -14,9 +14,10 @@ import torch
 
 from foca_dit.adapters.hooks import find_hook
 from foca_dit.api import apply_foca_cache, remove_foca_cache
+from foca_dit.branch import Branch
 from foca_dit.config import FoCaCacheConfig
 from foca_dit.history import FeatureHistories
-from foca_dit.state import Branch, CacheState
+from foca_dit.state import CacheState
 
 Sink = Callable[[int, int, int, torch.Tensor], None]
 """Takes (step, branch, feature index, value) of every feature computed."""
