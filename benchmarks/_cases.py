@@ -154,13 +154,7 @@ def new_forecast_case(shape: Sequence[int], device: str, dtype: torch.dtype = BF
 def forecast_case(shape: Sequence[int], device: str, dtype: torch.dtype = BF16) -> Case:
     make = Maker(device, dtype)
 
-    def peer(i: Inputs) -> Call:
-        state = plain.cache_dit_state()()
-        state.F_k, state.F_km1, state.F_full = i["history"]
-        state.F_full_prev, state.current_step, state.last_full_step = i["out"], 2, 1
-        return state.approximate
-
-    case = Case(
+    return Case(
         "forecast K=3",
         make.name,
         shape,
@@ -179,9 +173,6 @@ def forecast_case(shape: Sequence[int], device: str, dtype: torch.dtype = BF16) 
             **float32_providers(plain.float32_forecast, plain.float32_forecast_into),
         },
     )
-    if plain.cache_dit_state():
-        case.providers["cache-dit"] = peer
-    return case
 
 
 def calibrate_case(
@@ -215,12 +206,7 @@ def commit_case(n_stats: int, shape: Sequence[int], device: str, dtype: torch.dt
     make = Maker(device, dtype)
     rows = [*TRANSITION, *STATS_ROWS[:n_stats]]
 
-    def peer(i: Inputs) -> Call:
-        state = plain.cache_dit_state()()
-        state.F_k, state.F_km1, state.F_full = i["history"]
-        return lambda: state.update(i["feature"])
-
-    case = Case(
+    return Case(
         f"commit_ K=3 R={n_stats}",
         make.name,
         shape,
@@ -237,6 +223,3 @@ def commit_case(n_stats: int, shape: Sequence[int], device: str, dtype: torch.dt
             **float32_providers(plain.float32_commit, plain.float32_commit_into),
         },
     )
-    if plain.cache_dit_state() and not n_stats:
-        case.providers["cache-dit"] = peer
-    return case

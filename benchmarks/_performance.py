@@ -22,7 +22,6 @@ RIVALS = (
     "foreach",
     "compile",
     "compile-in-place",
-    "cache-dit",
 )
 H200 = "nvidia-h200"
 PARTS = ("ops", "skip", "commit", "e2e-flux", "e2e-dit", "e2e-video")

@@ -7,13 +7,10 @@ Both return new tensors, as published caches do; ``*_into`` writes where the ker
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-Inputs = dict[str, Any]
 
 
 def _rows(weights: Tensor, n_features: int) -> Tensor:
@@ -146,12 +143,3 @@ def float32_commit_into(
     new = float32_commit(feature, history, transition)
     for slot, row in zip([*history, *([] if stats is None else [stats])], new, strict=True):
         slot.copy_(row)
-
-
-def cache_dit_state() -> Callable[[], Any] | None:
-    """The state class of cache-dit's FoCa calibrator (1.5.3), or None where it is not installed."""
-    try:
-        from cache_dit.caching.cache_contexts.calibrators.foca import FoCaState
-    except ImportError:
-        return None
-    return FoCaState

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,6 +58,25 @@ def run_case(
         )
         for name, ms in times.items()
     ]
+
+
+def in_own_process(measure: Callable[[], Any]) -> Any:
+    """What `measure` returns, called in a fork of this process, so with memory as of a new one.
+
+    A process that has run OpenMP's threads must not be forked: call this before any tensor is
+    computed.
+
+    Raises:
+        EOFError: It died; why is on stderr.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(measure()))
+    process.start()
+    sender.close()
+    result = receiver.recv()
+    process.join()
+    return result
 
 
 def _first_line(error: Exception) -> str:

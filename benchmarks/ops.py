@@ -1,4 +1,4 @@
-"""The operators on the CPU beside PyTorch, torch.compile, _foreach, cache-dit and a copy.
+"""The operators on the CPU beside PyTorch, torch.compile, _foreach and a copy.
 
     python benchmarks/ops.py [ratios] [sizes] [calibrators] [features] [--threads 1]
 
@@ -11,9 +11,10 @@ calibrators   one feature's forecast and commit beside the installed cache-dit's
 features      cost against the number of features, with the line that fits it
 
 Without names: all of them. All providers of a case run in one run and in turn, best of all rounds,
-on buffers that are cold. GB/s count the bytes that the operator must move, whatever a provider does
-move. Each writes `benchmarks/results/<name>-cpu.json` (ratios: `ops-cpu.json`), with --threads 1
-`<name>-cpu-1-thread.json`.
+on buffers that are cold; each case in a process of its own, so that what the C library does with
+big temporaries does not depend on what ran before. GB/s count the bytes that the operator must
+move, whatever a provider does move. Each writes `benchmarks/results/<name>-cpu.json` (ratios:
+`ops-cpu.json`), with --threads 1 `<name>-cpu-1-thread.json`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 import _calibrators
 import _cases as cases
@@ -29,29 +31,37 @@ import _paths  # noqa: F401  (first: before torch)
 import numpy as np
 import torch
 from _measure import RESULTS, Results, table
-from _run import latency, run_case
+from _run import in_own_process, latency, run_case
 from suite.ops import op_cases
 
 DTYPES = (torch.bfloat16, torch.float32)
-ELEMENTS = 8 << 20  # of one slot of all features
+ELEMENTS = 8 << 20  # of every tensor
 SIZES = (12, 14, 16, 18, 20, 22, 24, 25)
 FEATURES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 PER_FEATURE = 1 << 17
 FLUX = 4096 * 3072  # one feature of FLUX.1 at 1024 x 1024
-CALIBRATED = (1 << 12, 1 << 16, 1 << 18, 1 << 20, 1 << 22, FLUX)
+CALIBRATED = (1 << 12, 1 << 16, 1 << 18, 1 << 20, 1 << 22, ELEMENTS, FLUX)
 
 
 def ratio_cases(elements: int) -> list[cases.Case]:
     shape = (1, elements // 2048, 2048)
     own = [lists.residual_case(2, shape, "cpu")]
-    return own + [make() for make in op_cases(elements, "cpu", torch.bfloat16)]
+    return own + [make() for make in op_cases(elements, "cpu", torch.bfloat16, each=True)]
+
+
+def measure(results: Results, case: cases.Case, rounds: int, **more: Any) -> list[dict[str, Any]]:
+    """The rows of a case, measured in a process of its own and shown."""
+    print(f"\n{case.name}, {list(case.shape)} {case.dtype}", flush=True)
+    rows = in_own_process(lambda: run_case(case, "cpu", Results(None, "cpu"), rounds, **more))
+    for row in rows:
+        results.add(**row)
+    print(table(rows), flush=True)
+    return rows
 
 
 def ratios(results: Results, rounds: int) -> None:
     for case in ratio_cases(ELEMENTS):
-        print(f"\n{case.name}, {list(case.shape)} {case.dtype}", flush=True)
-        print(table(run_case(case, "cpu", results, rounds)))
-        torch._dynamo.reset()
+        measure(results, case, rounds)
     print("\none call on 64 elements")
     kernels = set(cases.kernel_providers("cpu"))
     for make in op_cases(64, "cpu", torch.bfloat16):
@@ -62,20 +72,16 @@ def sizes(results: Results, rounds: int) -> None:
     for exponent in SIZES:
         for make in op_cases(1 << exponent, "cpu", torch.bfloat16):
             case = make()
-            case.leave_out("compile", "eager-float32", "cache-dit", "eager-in-place")
-            print(f"\n{case.name}, 2^{exponent} {case.dtype}", flush=True)
-            few = rounds if exponent > 20 else 3 * rounds
-            print(table(run_case(case, "cpu", results, few)))
+            case.leave_out("compile", "eager-float32", "eager-in-place")
+            measure(results, case, rounds if exponent > 20 else 3 * rounds)
 
 
 def calibrators(results: Results, rounds: int) -> None:
     for elements in CALIBRATED:
         for dtype in DTYPES:
             for case in _calibrators.cases(elements, dtype):
-                print(f"\n{case.name}, {elements} {case.dtype}", flush=True)
-                few = max(3, rounds // 3) if elements >= FLUX else rounds
-                memory = "kept" if kept_memory() else "default"
-                print(table(run_case(case, "cpu", results, few, memory=memory)))
+                few = max(3, rounds // 3) if elements >= ELEMENTS else rounds
+                measure(results, case, few, memory="kept" if kept_memory() else "default")
 
 
 def kept_memory() -> bool:
@@ -95,7 +101,7 @@ def features(results: Results, rounds: int) -> None:
             case.providers |= {
                 "packed": packed_beside(lists.packed_case(count, shape, "cpu")),
             }
-            for row in run_case(case, "cpu", results, rounds, features=count, kept=kept):
+            for row in measure(results, case, rounds, features=count, kept=kept):
                 times.setdefault(row["provider"], []).append(row["ms"])
         for provider, ms in times.items():
             add_line(results, provider, kept, ms)

@@ -22,11 +22,17 @@ DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 WIDTH, FEATURES = 2048, 8
 
 
-def op_cases(elements: int, device: str, dtype: torch.dtype) -> Iterator[Callable[[], Case]]:
-    """All operators on this many elements, the most telling first."""
+def op_cases(
+    elements: int, device: str, dtype: torch.dtype, each: bool = False
+) -> Iterator[Callable[[], Case]]:
+    """All operators on this many elements, the most telling first.
+
+    Args:
+        each: Whether several features have that many each, rather than all together.
+    """
     width = min(WIDTH, max(8, elements // FEATURES // 8))
     shape = (1, elements // width, width)
-    part = (1, elements // width // FEATURES, width)
+    part = shape if each else (1, elements // width // FEATURES, width)
     yield lambda: lists.residual_case(FEATURES, part, device, dtype)
     yield lambda: cases.forecast_case(shape, device, dtype)
     yield lambda: cases.commit_case(0, shape, device, dtype)

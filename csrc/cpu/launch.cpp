@@ -35,8 +35,14 @@ void parallel_for(ParallelFor parallel, std::int64_t size, std::int64_t grain, c
 template <typename Numel, typename Body>
 void for_each_chunk(ParallelFor parallel, int count, const Numel& numel, const Body& body) {
   std::vector<std::int64_t> first(count + 1, 0);
-  for (int t = 0; t < count; ++t) first[t + 1] = first[t] + ceil_div(numel(t), kChunk);
-  parallel_for(parallel, first[count], kGrainElements / kChunk,
+  std::int64_t elements = 0;
+  for (int t = 0; t < count; ++t) {
+    first[t + 1] = first[t] + ceil_div(numel(t), kChunk);
+    elements += numel(t);
+  }
+  if (elements == 0) return;
+  // Chunks of small tensors are small: what counts is elements.
+  parallel_for(parallel, first[count], ceil_div(kGrainElements * first[count], elements),
                [&](std::int64_t begin, std::int64_t end) {
                  int t = static_cast<int>(std::upper_bound(first.begin(), first.end(), begin) -
                                           first.begin() - 1);
