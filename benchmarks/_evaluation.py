@@ -27,7 +27,8 @@ def closeness(file: str) -> str:
     shift, where = rows[0]["shift"], rows[0]["environment"]
     sampler = "" if shift is None else f"shift {shift:g}, "
     said = f"{steps} steps, {sampler}guidance {guidance:g}, {images} samples, {where['date']}"
-    parts = [f"**{said}**", tables.as_markdown(tables.quality(rows))]
+    kinds = [tables.quality(rows, measure) for measure in tables.measures(rows)]
+    parts = [f"**{said}**", *map(tables.as_markdown, kinds)]
     if missing := tables.absent(rows):
         parts.append("Absent: " + "; ".join(missing) + ".")
     return "\n\n".join(parts)

@@ -37,7 +37,7 @@ from foca_dit import (
     remove_foca_cache,
     schemes,
 )
-from foca_dit.analysis.metrics import psnr, temporal_psnr
+from foca_dit.analysis.metrics import mean_psnr, psnr, temporal_psnr
 from foca_dit.config import PRESETS
 from foca_dit.evaluation.setting import Setting
 from foca_dit.evaluation.trained import SETTINGS, load_trained
@@ -153,8 +153,7 @@ class Bench:
     def add(self, key: dict[str, Any], images: torch.Tensor, **more: Any) -> None:
         full = self.reference(key["shift"], key["steps"])
         more["psnr"] = finite(psnr(images, full))
-        each = [psnr(a[None], b[None]) for a, b in zip(images, full, strict=True)]
-        more["psnr_each"] = finite(sum(each) / len(each))
+        more["psnr_each"] = finite(mean_psnr(images, full))
         if images.dim() == 5:
             more["temporal_psnr"] = finite(temporal_psnr(images, full))
         self.results.add(**key, **self.common, **more)

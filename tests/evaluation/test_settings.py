@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from foca_dit.analysis.metrics import frame_psnr, temporal_psnr
+from foca_dit.analysis.metrics import frame_psnr, mean_psnr, temporal_psnr
 from foca_dit.analysis.sampling import conditions
 from foca_dit.evaluation.own import SOLVERS, adaptive
 from foca_dit.evaluation.placed import meancache
@@ -135,6 +135,13 @@ def test_eval_measures_clips(video_model, tmp_path):
     assert len(reuse["frame_psnr"]) == 3
     assert math.isfinite(reuse["temporal_psnr"])
     assert "shift 3" in report(results.rows)
+
+
+def test_the_psnr_of_each_image_weighs_them_alike():
+    images = torch.zeros(2, 1, 4, 4)
+    off = images + torch.tensor([0.1, 0.01]).view(2, 1, 1, 1)
+    assert mean_psnr(off, images) == pytest.approx(10 * math.log10(4) + (20 + 40) / 2, abs=1e-4)
+    assert mean_psnr(images, images) == math.inf
 
 
 def test_metrics_of_clips():

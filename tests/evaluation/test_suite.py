@@ -38,13 +38,14 @@ def test_rows_and_tables(dit, plan, tmp_path):
     full, fewer = results.rows[0], results.rows[1]
     assert full["psnr"] is None  # infinite: it is the reference
     assert full["ssim"] == pytest.approx(1)
-    assert 0 < fewer["psnr"] < 100
+    assert 0 < fewer["psnr"] < fewer["psnr_each"] < 100  # Jensen's inequality
     assert fewer["full_steps"] == 5
     assert fewer["psnr_reference"] < full["psnr_reference"]
     missing = [row for row in results.rows if "absent" in row]
     assert {row["row"] for row in missing} == {"L2C-style mask"}
     text = tables.report(results.rows)
     assert "fewer steps" in text
+    assert "5 full steps: PSNR of each image" in text
     assert " ± " in text  # two seeds
     assert "L2C-style mask (5, 4): computes every second step" in text
     page = tmp_path / "page.md"
@@ -228,6 +229,7 @@ def test_rows_that_pass_their_budget_stand_last():
     for lines in (tables.quality(rows), tables.everything(rows, 9)):
         assert [line[0] for line in lines[1:]] == ["high", "low", "costly"]
     assert tables.quality(rows)[1][1] == "30.0 (8.4)"
+    assert tables.measures(rows) == ["psnr"]  # of rows that were written before there was another
 
 
 def test_fid_over_full_steps_is_drawn_and_tabulated(tmp_path):

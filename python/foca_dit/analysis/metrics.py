@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import torch
 
@@ -24,6 +25,17 @@ def psnr(images: torch.Tensor, reference: torch.Tensor, data_range: float = 2.0)
         )
     error = (images.double() - reference.double()).square().mean().item()
     return math.inf if error == 0 else 10 * math.log10(data_range**2 / error)
+
+
+def mean_psnr(images: torch.Tensor, reference: torch.Tensor, data_range: float = 2.0) -> float:
+    """The mean of each image's own `psnr`: what papers print, and what scatters less.
+
+    Args:
+        images, reference: [B, ...].
+        data_range: as of `psnr`.
+    """
+    pairs = zip(images, reference, strict=True)
+    return statistics.fmean(psnr(image, other, data_range) for image, other in pairs)
 
 
 def frame_psnr(

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from foca_dit.analysis.metrics import frame_psnr, psnr, temporal_psnr
+from foca_dit.analysis.metrics import frame_psnr, mean_psnr, psnr, temporal_psnr
 from foca_dit.evaluation.installed import INSTALLED
 from foca_dit.evaluation.judge import Judge
 from foca_dit.evaluation.masked import MASKED
@@ -230,6 +230,7 @@ def _row(outcome: Outcome, full: torch.Tensor, far: torch.Tensor | None) -> Row:
         "full_steps": cost.full_steps / outcome.batches,
         "attention_steps": cost.attention / max(cost.blocks, 1) / outcome.batches,
         "psnr": psnr(images, full),
+        "psnr_each": mean_psnr(images, full),
         "gflops_per_image": cost.flops / count / 1e9,
         "seconds": cost.seconds,
         "nbytes": outcome.nbytes,

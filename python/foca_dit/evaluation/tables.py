@@ -34,16 +34,21 @@ def _setting(row: Row) -> tuple[Any, ...]:
     return row["shift"], row["steps"], row["images"], row["guidance_scale"]
 
 
-def quality(rows: Sequence[Row]) -> Lines:
+MEASURES = {"psnr": "PSNR", "psnr_each": "PSNR of each image"}
+"""Of all images together, and the mean of each one's own."""
+
+
+def quality(rows: Sequence[Row], measure: str = "psnr") -> Lines:
     """PSNR (and its spread over seeds) by budget, the best at the smallest budget first.
 
     Rows that made more full steps than that budget stand last.
 
     Args:
         rows: of one setting.
+        measure: one of `MEASURES`.
     """
     budgets = _budgets(rows)
-    head = ["row", *(f"{budget} full steps: PSNR" for budget in budgets)]
+    head = ["row", *(f"{budget} full steps: {MEASURES[measure]}" for budget in budgets)]
     lines = []
     for name in _names(rows):
         cells: list[str] = []
@@ -51,7 +56,7 @@ def quality(rows: Sequence[Row]) -> Lines:
         fair = True
         for budget in budgets:
             chosen = _chosen(rows, name, budget)
-            values = [row["psnr"] for row in chosen if row.get("psnr") is not None]
+            values = [row[measure] for row in chosen if row.get(measure) is not None]
             if not values:
                 cells.append("-")
                 order.append(-math.inf)
@@ -72,6 +77,7 @@ def quality(rows: Sequence[Row]) -> Lines:
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("full steps", "full_steps", "{:.1f}".format),
     ("PSNR dB", "psnr", "{:.1f}".format),
+    ("PSNR of each image", "psnr_each", "{:.1f}".format),
     ("SSIM", "ssim", "{:.4f}".format),
     ("PSNR of frame changes", "temporal_psnr", "{:.1f}".format),
     ("PSNR to the long run", "psnr_reference", "{:.1f}".format),
@@ -202,7 +208,7 @@ def report(
             "brackets: full steps as counted, where they are not the budget; rows that passed it "
             f"by more than {SLACK} stand last."
         )
-        parts.append(table(quality(chosen)))
+        parts += [table(quality(chosen, measure)) for measure in measures(chosen)]
         if together := of_setting(pooled, setting):
             count = max(len(row["seeds"]) for row in together)
             parts += [
@@ -240,6 +246,11 @@ def write_into(page: Path, rows: Sequence[Row], pooled: Sequence[Row] = ()) -> N
     text = check_page(page)
     tables = report(rows, as_markdown, pooled)
     write_whole(page, MARKERS.sub(lambda found: f"{found[1]}{tables}\n{found[2]}", text))
+
+
+def measures(rows: Sequence[Row]) -> list[str]:
+    """Those of `MEASURES` that rows have."""
+    return [m for m in MEASURES if any(row.get(m) is not None for row in rows)]
 
 
 def _budgets(rows: Sequence[Row]) -> list[int]:
