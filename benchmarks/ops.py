@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,24 @@ def ratio_cases(elements: int) -> list[cases.Case]:
     return own + [make() for make in op_cases(elements, "cpu", torch.bfloat16, each=True)]
 
 
-def measure(results: Results, case: cases.Case, rounds: int, **more: Any) -> list[dict[str, Any]]:
-    """The rows of a case, measured in a process of its own and shown."""
-    print(f"\n{case.name}, {list(case.shape)} {case.dtype}", flush=True)
-    rows = in_own_process(lambda: run_case(case, "cpu", Results(None, "cpu"), rounds, **more))
-    for row in rows:
+def apart(results: Results, run: Callable[[Results], Any]) -> list[dict[str, Any]]:
+    """Adds the rows that `run` measures in a process of its own; returns those with a time."""
+
+    def rows() -> list[dict[str, Any]]:
+        own = Results(None, "cpu")
+        run(own)
+        return own.rows
+
+    found: list[dict[str, Any]] = in_own_process(rows)
+    for row in found:
         results.add(**row)
+    return [row for row in found if "ms" in row]
+
+
+def measure(results: Results, case: cases.Case, rounds: int, **more: Any) -> list[dict[str, Any]]:
+    """The rows of a case, which are shown."""
+    print(f"\n{case.name}, {list(case.shape)} {case.dtype}", flush=True)
+    rows = apart(results, lambda own: run_case(case, "cpu", own, rounds, **more))
     print(table(rows), flush=True)
     return rows
 
@@ -62,7 +75,11 @@ def measure(results: Results, case: cases.Case, rounds: int, **more: Any) -> lis
 def ratios(results: Results, rounds: int) -> None:
     for case in ratio_cases(ELEMENTS):
         measure(results, case, rounds)
-    print("\none call on 64 elements")
+    print("\none call on 64 elements", flush=True)
+    apart(results, latencies)
+
+
+def latencies(results: Results) -> None:
     kernels = set(cases.kernel_providers("cpu"))
     for make in op_cases(64, "cpu", torch.bfloat16):
         latency(make(), "cpu", results, calls=2000, only=kernels)

@@ -105,15 +105,14 @@ def op_table() -> str:
     rows = load("ops-cpu.json")
     caption = (
         "\n\nThe operators on the CPU: times faster than other ways to compute the same, 8M "
-        "bfloat16 elements per tensor (with 8 features: in all of one slot), cold buffers. "
+        "bfloat16 elements per tensor, cold buffers. "
         f"{where(rows[0])} (`python benchmarks/ops.py ratios`).\n\n"
     )
     explained = (
         "\n\n*eager*: bfloat16 as published caches write it; *eager-in-place*: with as few buffers "
         "as can be. *eager-float32*: in float32 with one rounding, as the kernels. *compile*: that "
-        "under `torch.compile`, into new tensors or in place. *cache-dit*: the calibrator of "
-        "cache-dit 1.5.3; its commit only clones. Above 100 % of a copy: an operator reads more "
-        "than it writes, and writing costs more."
+        "under `torch.compile`, into new tensors or in place. Above 100 % of a copy: an operator "
+        "reads more than it writes, and writing costs more."
     )
     return caption + _performance.ratio_table(rows, OPERATORS).rstrip() + explained
 

@@ -3,12 +3,15 @@
 import copy
 import json
 import math
+import os
 import sys
 
 import _calibrators
+import ops
 import pytest
 import skip
 import torch
+from _measure import Results
 
 from foca_dit.cli.demo import load
 
@@ -39,6 +42,20 @@ def test_a_skipped_step_of_modules_is_the_forecasts_gated_and_added():
         wanted += gate.double() * sum(w * t.double() for w, t in zip(weights, slots, strict=True))
     case.providers["cpu-cpp"](inputs)()
     torch.testing.assert_close(inputs["x"].double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_cases_are_measured_in_processes_of_their_own(tmp_path):
+    def run(own):
+        own.left_out("b", "no time")
+        own.add(case="a", ms=1.0, process=os.getpid())
+
+    results = Results(tmp_path / "rows.json", "cpu")
+    (row,) = ops.apart(results, run)
+    assert row["case"] == "a"
+    assert row["process"] != os.getpid()
+    assert [row["case"] for row in json.loads(results.path.read_text())] == ["b", "a"]
+    with pytest.raises(EOFError):
+        ops.apart(results, lambda own: os._exit(1))
 
 
 def test_skip_measures_every_way_and_the_model_without_blocks(tmp_path, monkeypatch):
