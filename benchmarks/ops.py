@@ -25,10 +25,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _paths  # noqa: F401  (first: before torch)
+
+# isort: split
 import _calibrators
 import _cases as cases
 import _cases_lists as lists
-import _paths  # noqa: F401  (first: before torch)
 import numpy as np
 import torch
 from _measure import RESULTS, Results, table

@@ -39,7 +39,8 @@ def skip_tables() -> str:
     caption = (
         f"The demo's model on a CPU, batch {any_run['batch']}, {any_run['steps']} steps, "
         f"N = {any_run['interval']} ({any_run['full_steps']} full steps): medians of all rounds, "
-        "and in brackets where the middle half of them lies; PSNR in dB to the full run. "
+        "and in brackets where the middle half of them lies; ideal: steps / full steps, as if a "
+        "skipped step were free; PSNR in dB to the full run. "
         f"{where(any_run)} (`python benchmarks/skip.py`).\n\n"
     )
     return caption + markdown(
@@ -111,7 +112,8 @@ def op_table() -> str:
     explained = (
         "\n\n*eager*: bfloat16 as published caches write it; *eager-in-place*: with as few buffers "
         "as can be. *eager-float32*: in float32 with one rounding, as the kernels. *compile*: that "
-        "under `torch.compile`, into new tensors or in place. Above 100 % of a copy: an operator "
+        "under `torch.compile`, into new tensors or in place. *foreach*: bfloat16 by "
+        "`torch._foreach_*`, one call for all features. Above 100 % of a copy: an operator "
         "reads more than it writes, and writing costs more."
     )
     return caption + _performance.ratio_table(rows, OPERATORS).rstrip() + explained

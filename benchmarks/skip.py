@@ -10,7 +10,8 @@ blocks" is the model's own embedding and head around blocks that pass on what th
 step that continues the stream (`module`, `stack`) cannot cost less.
 
 OpenMP is left as a user has it. With OMP_WAIT_POLICY=PASSIVE threads sleep between the small
-operations of a skipped step, which costs it a third (`module`) to a half (`stack`) more.
+operations of a skipped step, which makes it a third (`module`) to three fifths (`stack`) more of a
+full one.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from foca_dit import (
     foca_cache_stats,
     remove_foca_cache,
 )
-from foca_dit.analysis.metrics import psnr
+from foca_dit.analysis.metrics import mean_psnr, psnr
 from foca_dit.analysis.sampling import sample
 from foca_dit.calibration.tune import Seeds, even_steps, measure, tune
 from foca_dit.cli.demo import load
@@ -84,14 +84,13 @@ def main() -> None:
                 images = sample(model, scheduler, noise, labels, args.steps)
                 done = foca_cache_stats(model)["full_steps"]
                 remove_foca_cache(model)
-                each = [psnr(a, b) for a, b in zip(images, full, strict=True)]
                 results.add(
                     setting=name,
                     shift=shift,
                     budget=budget,
                     full_steps=done,
                     psnr=psnr(images, full),
-                    mean_psnr=sum(each) / len(each),
+                    psnr_each=mean_psnr(images, full),
                     images=args.images,
                     samples=args.samples,
                 )

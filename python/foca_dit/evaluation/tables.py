@@ -77,7 +77,7 @@ def quality(rows: Sequence[Row], measure: str = "psnr") -> Lines:
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("full steps", "full_steps", "{:.1f}".format),
     ("PSNR dB", "psnr", "{:.1f}".format),
-    ("PSNR of each image", "psnr_each", "{:.1f}".format),
+    (MEASURES["psnr_each"], "psnr_each", "{:.1f}".format),
     ("SSIM", "ssim", "{:.4f}".format),
     ("PSNR of frame changes", "temporal_psnr", "{:.1f}".format),
     ("PSNR to the long run", "psnr_reference", "{:.1f}".format),
