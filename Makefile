@@ -17,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 # libgomp's spinning threads turn a millisecond into eight on a busy machine; benchmarks decide alone.
-demo test test-slow lint: export OMP_WAIT_POLICY := PASSIVE
+test test-slow lint: export OMP_WAIT_POLICY := PASSIVE
 
 # Build for the GPU that is here, or for none. FOCA_BUILD_CUDA=1 builds without looking.
 GPU_ARCHS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | paste -sd';')
