@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from _measure import RESULTS, markdown
@@ -25,15 +26,21 @@ def tuned(folder: Path) -> str:
     """Tuned plans beside what needs no tuning, by shift and full steps; their distance in words."""
     rows = json.loads((folder / "tuned.json").read_text())
     table = _table(rows, lambda row: f"shift {row['shift']:g}: {row['budget']}", "setting")
-    psnr = {(row["setting"], row["shift"], row["budget"]): row["psnr"] for row in rows}
-    cells = [key[1:] for key in psnr if key[0] == "tuned"]
-    gains = [psnr["tuned", *cell] - psnr["adaptive, log_snr", *cell] for cell in cells]
+    gains, each = _gains(rows, "psnr"), _gains(rows, "psnr_each")
     words = (
-        f"In the mean of these {len(gains)} a tuned plan is {sum(gains) / len(gains):+.1f} dB "
-        f"from the adaptive interval in log-SNR; at single ones {min(gains):+.1f} to "
-        f"{max(gains):+.1f} dB."
+        f"In the mean of these {len(gains)} a tuned plan is {fmean(gains):+.1f} dB from the "
+        f"adaptive interval in log-SNR; at single ones {min(gains):+.1f} to {max(gains):+.1f} dB. "
+        f"By each image's own PSNR it is {fmean(each):+.1f} dB, and {min(each):+.1f} to "
+        f"{max(each):+.1f}."
     )
     return f"{table}\n\n{words} ({_where(rows)})"
+
+
+def _gains(rows: Sequence[Row], measure: str) -> list[float]:
+    """Of tuned plans over the adaptive interval, one for each shift and number of full steps."""
+    values = {(row["setting"], row["shift"], row["budget"]): row[measure] for row in rows}
+    cells = [key[1:] for key in values if key[0] == "tuned"]
+    return [values["tuned", *cell] - values["adaptive, log_snr", *cell] for cell in cells]
 
 
 def compensation(folder: Path) -> str:
