@@ -13,24 +13,28 @@ namespace {
 struct Candidate {
   const char* name;
   bool supported;
+  bool suits;  // whether it is the choice where it is supported
   const KernelTable& (*table)();
 };
 
 const KernelTable& choose(const char* name) {
+#if defined(FOCA_HAVE_X86_KERNELS)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#endif
   const Candidate candidates[] = {
 #if defined(FOCA_HAVE_X86_KERNELS)
-      {"avx512",
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"),
-       kernels_avx512},
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"), kernels_avx2},
+      {"avx512_nta", avx512, __builtin_cpu_is("amd") != 0, kernels_avx512_nta},
+      {"avx512", avx512, true, kernels_avx512},
+      {"avx2", avx2, true, kernels_avx2},
 #endif
-      {"generic", true, kernels_generic},
+      {"generic", true, true, kernels_generic},
   };
   std::string known;
   for (const Candidate& candidate : candidates) {
     if (name == nullptr) {
-      if (candidate.supported) return candidate.table();
+      if (candidate.supported && candidate.suits) return candidate.table();
       continue;
     }
     if (std::string(name) == candidate.name) {

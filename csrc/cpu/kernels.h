@@ -61,6 +61,7 @@ const KernelTable& kernels_generic();
 #if defined(FOCA_HAVE_X86_KERNELS)
 const KernelTable& kernels_avx2();
 const KernelTable& kernels_avx512();
+const KernelTable& kernels_avx512_nta();
 #endif
 
 // The table in use; see isa_name() and set_isa() in foca/cpu.h.

@@ -250,7 +250,7 @@ std::vector<Buffer> fingerprint(cpu::ParallelFor parallel) {
 
 int run() {
   std::unique_ptr<std::vector<Buffer>> expected;
-  for (const char* isa : {"generic", "avx2", "avx512"}) {
+  for (const char* isa : {"generic", "avx2", "avx512", "avx512_nta"}) {
     try {
       cpu::set_isa(isa);
     } catch (const std::runtime_error& error) {

@@ -151,7 +151,7 @@ def digest_with(**variables):
     return done.stdout
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512_nta"])
 def test_instruction_sets_and_thread_counts_agree(isa):
     """Norms included: the order of a sum depends on nothing but its length."""
     found = find_backend("cpp-cpu")
