@@ -31,6 +31,12 @@ FILES = {
 FIRST = "Shift 1, 50 steps"
 FEW = 20  # denoising steps: below there is little to adapt
 
+STORED_FILES = {
+    "quality-histories.json": "Shift {shift:g}",
+    "quality-histories-noise.json": FILES["quality-adaptive-noise.json"],
+    "quality-histories-video.json": FILES["quality-adaptive-video.json"],
+}
+
 FID_FILE = "eval-fid.json"  # by foca-dit eval, as the page says
 
 Rows = list[dict[str, Any]]
@@ -57,6 +63,23 @@ def distance() -> str:
     where = row["environment"]
     said = f"Shift {row['shift']:g}, {row['steps']} steps, {images} images, {where['date']}"
     return f"**{said}**\n\n{markdown(head, body)}\n"
+
+
+def histories() -> str:
+    """What narrower histories cost: PSNR with float32, and how far the others are from it."""
+    body = []
+    for file, title in STORED_FILES.items():
+        lines: dict[str, dict[str, dict[str, Any]]] = {}
+        for row in json.loads((RESULTS / file).read_text()):
+            lines.setdefault(row["case"], {})[row["history"]] = row
+        for case, kept in lines.items():
+            full = kept["float32"]
+            line = [title.format(**full), case, f"{full['psnr_each']:.2f}"]
+            for narrow in (kept["bfloat16"], kept["float16"]):
+                line.append(f"{narrow['psnr_each'] - full['psnr_each']:+.3f}")
+            body.append([*line, f"{full['nbytes'] / 1e6:.1f}", f"{kept['bfloat16']['nbytes'] / 1e6:.1f}"])
+    head = ["setting", "case", "float32: dB", "bfloat16", "float16", "float32: MB", "half: MB"]
+    return markdown(head, body)
 
 
 def tables(rows: Rows) -> str:
@@ -200,6 +223,7 @@ SECTIONS = {
     "measured": lambda: tables(read()),
     "balance": lambda: balance(read()),
     "trials": trials,
+    "histories": histories,
     "fid": distance,
 }
 

@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py adaptive   # the adaptive interval against all that is uniform
     python benchmarks/quality.py schemes    # every scheme in every time, uniform intervals
+    python benchmarks/quality.py histories  # what a history in half precision costs, at `module`
 
 On the shipped models, each with its own sampler, in one file each; `--settings` names some of them.
 `python benchmarks/report.py` makes docs/quality.md's tables and pictures of the files.
@@ -120,6 +121,16 @@ SHEETS = {
     ),
 }
 SCHEME_INTERVALS = (2, 3, 5, 7)
+# Where rounding would show first: many full steps, and differences of high order.
+STORED: tuple[tuple[str, str, str, Schedule], ...] = (
+    ("FoCa c=1, N=2", "FoCa c=1", "step", Interval(2)),
+    ("FoCa c=1, N=5", "FoCa c=1", "step", Interval(5)),
+    ("TaylorSeer-2, N=3", "TaylorSeer-2", "step", Interval(3)),
+    ("adaptive, 26 full steps", "default", "log_snr", Adaptive(budget=26)),
+    ("adaptive, 18 full steps", "default", "log_snr", Adaptive(budget=18)),
+    ("adaptive, 9 full steps", "default", "log_snr", Adaptive(budget=9)),
+)
+HISTORIES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Bench:
@@ -165,7 +176,12 @@ class Bench:
             self.add(key, self.draw(shift, full_steps))
 
     def cached(
-        self, key: dict[str, Any], scheme: schemes.Scheme, schedule: Schedule, time_: str
+        self,
+        key: dict[str, Any],
+        scheme: schemes.Scheme,
+        schedule: Schedule,
+        time_: str,
+        history_dtype: torch.dtype | None = None,
     ) -> None:
         """One generation under a schedule; the pipeline's scheduler is known, as it is to users."""
         if self.known(key):
@@ -174,14 +190,18 @@ class Bench:
         model, scheduler = setting.model, setting.sampler()
         pipeline = SimpleNamespace(transformer=model, scheduler=scheduler)
         config = FoCaCacheConfig(
-            scheme=scheme, time=time_, schedule=schedule, granularity=key["granularity"]
+            scheme=scheme,
+            time=time_,
+            schedule=schedule,
+            granularity=key["granularity"],
+            history_dtype=history_dtype,
         )
         apply_foca_cache(pipeline, config)
         images = setting.draw(scheduler=scheduler).images
         stats = foca_cache_stats(model)
         remove_foca_cache(model)
         assert not stats["restarts"], stats
-        more: dict[str, Any] = {"full_steps": stats["full_steps"]}
+        more: dict[str, Any] = {"full_steps": stats["full_steps"], "nbytes": stats["nbytes"]}
         if stats["schedule"]:
             more |= {"taken": stats["schedule"], "predicted": sum_known(stats["predicted_errors"])}
         self.add(key, images, **more)
@@ -240,14 +260,24 @@ def uniform(budget: int, steps: int) -> tuple[int, int]:
     return next(fits)
 
 
-SUITES = {"schemes": schemes_suite, "adaptive": adaptive_suite}
+def histories_suite(bench: Bench, setting: str) -> None:
+    """The same generations with histories in every dtype, module by module, 50 steps."""
+    base = {"shift": bench.trained.shift, "steps": 50, "granularity": "module"}
+    known = {**SCHEMES, "default": PRESETS["default"]["scheme"]}
+    for (case, name, time_, schedule), dtype in itertools.product(STORED, HISTORIES):
+        key = {**base, "case": case, "scheme": name, "time": time_}
+        key["history"] = str(dtype).removeprefix("torch.")
+        bench.cached(key, known[name], schedule, time_, dtype)
+
+
+SUITES = {"schemes": schemes_suite, "adaptive": adaptive_suite, "histories": histories_suite}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--settings", nargs="+", choices=SHEETS, help="default: all; schemes: flow")
-    parser.add_argument("--images", type=int, help="default: 128; schemes: 32")
+    parser.add_argument("--images", type=int, help="default: 128; others than adaptive: 32")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--fresh", action="store_true", help="measure everything anew")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the files")
@@ -256,7 +286,7 @@ def main() -> None:
     for setting in args.settings or (["flow"] if alone else SHEETS):
         name = args.suite if setting == "flow" else f"{args.suite}-{setting}"
         out = args.out / f"quality-{name}.json"
-        images = args.images or (32 if alone else 128)
+        images = args.images or (128 if args.suite == "adaptive" else 32)
         SUITES[args.suite](Bench(setting, images, args.seed, out, args.fresh), setting)
         print(f"written: {out}")
 

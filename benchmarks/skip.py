@@ -40,7 +40,7 @@ from foca_dit.cli.demo import load
 WEIGHTS = Path(__file__).parents[1] / "examples/fashion_dit/weights"
 WAYS: dict[str, dict[str, Any]] = {
     "module": {"granularity": "module"},
-    "module, bfloat16 history": {"granularity": "module", "history_dtype": torch.bfloat16},
+    "module, float32 history": {"granularity": "module", "history_dtype": torch.float32},
     "stack": {"granularity": "stack"},
     "stack, bfloat16 history": {"granularity": "stack", "history_dtype": torch.bfloat16},
     "output": {"granularity": "output"},

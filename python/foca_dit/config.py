@@ -55,6 +55,15 @@ class Settings:
     history_dtype: torch.dtype | None
     cuda_graph: bool = False
 
+    def kept_as(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype in which the history of a feature of `dtype` is stored."""
+        if self.history_dtype is not None:
+            return self.history_dtype
+        # Twice as many features as blocks: half the memory, half of what a skipped step reads, and
+        # a few hundredths of a dB (docs/quality.md).
+        narrowed = self.granularity == "module" and dtype == torch.float32
+        return torch.bfloat16 if narrowed else dtype
+
 
 @dataclass(frozen=True)
 class FoCaCacheConfig:
@@ -77,7 +86,7 @@ class FoCaCacheConfig:
         time: the time variable that forecasts are made in: `"step"` (index), `"sigma"`,
             `"log_snr"`, or a function from the model's timestep to a number.
         history_dtype: storage of the history, one of bfloat16, float16, float32. None: the dtype of
-            the feature itself.
+            the feature itself, but bfloat16 for float32 features at granularity `"module"`.
         tol: the tolerance of the adaptive interval, `Adaptive(tol=tol)`: the one knob between speed
             and quality. `cache_interval` must then stay unset.
         plan: a file written by `foca-dit tune`. It brings scheme, schedule, granularity and time,

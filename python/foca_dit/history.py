@@ -97,7 +97,7 @@ class FeatureHistories:
             slots, anchors = [], ()
         if not slots:
             self.allocations += 1
-            dtype = settings.history_dtype or value.dtype
+            dtype = settings.kept_as(value.dtype)
             slots = [
                 torch.empty_like(value, dtype=dtype) for _ in range(settings.scheme.history_size)
             ]

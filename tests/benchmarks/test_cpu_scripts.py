@@ -68,7 +68,7 @@ def test_skip_measures_every_way_and_the_model_without_blocks(tmp_path, monkeypa
     runs = {row["cached"]: row for row in rows if row["case"] == "generation"}
     assert list(runs) == list(skip.WAYS)
     assert list(steps) == [skip.NO_BLOCKS, *skip.WAYS]
-    assert steps["module, bfloat16 history"]["cache_mb"] == steps["module"]["cache_mb"] / 2
+    assert steps["module"]["cache_mb"] == steps["module, float32 history"]["cache_mb"] / 2
     assert all(math.isfinite(row["psnr"]) and row["full_steps"] == 5 for row in runs.values())
     assert steps["stack"]["skipped_ms"] > 0
 

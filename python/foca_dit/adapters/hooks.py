@@ -171,7 +171,7 @@ class ModelHook(Hook):
         if self.granularity == "output":
             return self._cached_output(histories, run, args, kwargs)
         output = run(*args, **kwargs)
-        dtype = state.settings.history_dtype or self.call.dtype
+        dtype = state.settings.kept_as(self.call.dtype)
         for slot, total in self.call.sums.items():
             histories.commit(slot, total.to(dtype))
         return output
