@@ -107,7 +107,7 @@ def _launches(rows: Rows) -> str:
             parts.append(f"as a graph: {issued or row['launches']}")
         else:
             parts.append(f"whole step, launches: {row['launches']}")
-        for name, count, _ in row.get("slowest", []):
+        for name, count, _ in row.get("by_name", []):
             if "residual" in name:
                 parts.append(f"collapsed part: {count}")
     return "; ".join(parts)

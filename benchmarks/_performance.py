@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -155,12 +156,58 @@ def steps(folder: Path) -> str:
 
 # A CPU -------------------------------------------------------------------------------------------
 
+# What was measured last, and the same on another processor.
+PLACES = ("", "epyc")
+
+
+def skips(folder: Path) -> str:
+    """What a skipped step costs, on every processor."""
+    parts = []
+    for place in PLACES:
+        rows = load(folder / place, "skip-cpu.json")
+        if rows:
+            parts.append(f"{where(rows[0])}\n\n{skip_table(rows)}")
+    return "\n\n".join(parts) or "Not measured: `make bench`."
+
+
+def skip_table(rows: Rows) -> str:
+    """Skipped steps and whole generations by what is cached."""
+    steps = {row["cached"]: row for row in rows if row["case"] == "skipped step"}
+    runs = {row["cached"]: row for row in rows if row["case"] == "generation"}
+    head = ["cached", "skipped / full step", "speedup", "ideal", "of the ideal", "PSNR", "cache MB"]
+    body = [
+        [
+            f"`{way}`" + "".join(more),
+            _ranged(steps[name], "share", ".1f"),
+            f"{run['speedup']:.2f}x",
+            f"{run['ideal']:.2f}x",
+            _ranged(run, "of_ideal", ".0f"),
+            f"{run['psnr']:.1f}",
+            f"{steps[name]['cache_mb']:.1f}",
+        ]
+        for name, run in runs.items()
+        for way, *more in [name.partition(",")]
+    ]
+    body += [
+        ["no blocks: the model's embedding and head", _ranged(row, "share", ".1f"), *[""] * 5]
+        for name, row in steps.items()
+        if name not in runs
+    ]
+    return markdown(head, body)
+
+
+def _ranged(row: dict[str, Any], name: str, form: str) -> str:
+    """In percent."""
+    value, low, high = (format(100 * x, form) for x in (row[name], *row[f"{name}_half"]))
+    return f"{value}% ({low} to {high})"
+
 
 def ratios(folder: Path) -> str:
-    """All operators on one and on all threads."""
+    """All operators on one and on all threads, on every processor."""
     parts = []
-    for name in ("ops-cpu.json", "ops-cpu-1-thread.json"):
-        rows = load(folder, name)
+    names = ("ops-cpu.json", "ops-cpu-1-thread.json")
+    for place, name in itertools.product(PLACES, names):
+        rows = load(folder / place, name)
         if rows:
             parts.append(f"{where(rows[0])}\n\n{ratio_table(rows)}")
     return "\n\n".join(parts) or "Not measured: `make bench`."
@@ -175,6 +222,7 @@ def calls(folder: Path) -> str:
 
 CALIBRATOR_FILES = {
     "calibrators-cpu.json": "As it comes",
+    "epyc/calibrators-cpu.json": "As it comes",
     "calibrators-cpu-kept.json": "With freed memory kept by the C library",
 }
 
@@ -237,6 +285,7 @@ SECTIONS: dict[str, Callable[[Path], str]] = {
     "bars": bars,
     "steps": steps,
     "loops": loops,
+    "skips": skips,
     "ratios": ratios,
     "calls": calls,
     "calibrators": calibrators,

@@ -75,9 +75,11 @@ def histories() -> str:
         for case, kept in lines.items():
             full = kept["float32"]
             line = [title.format(**full), case, f"{full['psnr_each']:.2f}"]
-            for narrow in (kept["bfloat16"], kept["float16"]):
-                line.append(f"{narrow['psnr_each'] - full['psnr_each']:+.3f}")
-            body.append([*line, f"{full['nbytes'] / 1e6:.1f}", f"{kept['bfloat16']['nbytes'] / 1e6:.1f}"])
+            for narrow in ("bfloat16", "float16"):
+                line.append(f"{kept[narrow]['psnr_each'] - full['psnr_each']:+.3f}")
+            for dtype in ("float32", "bfloat16"):
+                line.append(f"{kept[dtype]['nbytes'] / 1e6:.1f}")
+            body.append(line)
     head = ["setting", "case", "float32: dB", "bfloat16", "float16", "float32: MB", "half: MB"]
     return markdown(head, body)
 

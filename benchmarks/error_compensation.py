@@ -94,9 +94,13 @@ def main() -> None:
             for name, scheme in rows.items():
                 if args.only not in name:
                     continue
-                apply_foca_cache(
-                    model, FoCaCacheConfig(scheme=scheme, schedule=schedule, granularity="module")
+                config = FoCaCacheConfig(
+                    scheme=scheme,
+                    schedule=schedule,
+                    granularity="module",
+                    history_dtype=torch.float32,
                 )
+                apply_foca_cache(model, config)
                 images = draw(shift, args.images, 1)
                 remove_foca_cache(model)
                 results.add(

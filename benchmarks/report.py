@@ -18,7 +18,7 @@ import _performance
 import _quality
 import _quality_plots
 import _tune_tables
-from _measure import RESULTS, markdown
+from _measure import RESULTS
 from _pages import filled
 from _performance import where
 
@@ -33,43 +33,16 @@ def load(name: str) -> list[dict[str, Any]]:
 def skip_tables() -> str:
     """What a skipped step costs, and the speedup of whole generations."""
     rows = load("skip-cpu.json")
-    steps = {row["cached"]: row for row in rows if row["case"] == "skipped step"}
-    runs = {row["cached"]: row for row in rows if row["case"] == "generation"}
-    any_run = next(iter(runs.values()))
+    any_run = next(row for row in rows if row["case"] == "generation")
     caption = (
         f"The demo's model on a CPU, batch {any_run['batch']}, {any_run['steps']} steps, "
         f"N = {any_run['interval']} ({any_run['full_steps']} full steps): medians of all rounds, "
         "and in brackets where the middle half of them lies; ideal: steps / full steps, as if a "
         "skipped step were free; PSNR in dB to the full run. "
-        f"{where(any_run)} (`python benchmarks/skip.py`).\n\n"
+        f"{where(any_run)} (`python benchmarks/skip.py`; on another processor in "
+        "docs/performance.md).\n\n"
     )
-    return caption + markdown(
-        ["cached", "skipped / full step", "speedup", "ideal", "of the ideal", "PSNR", "cache MB"],
-        [
-            [
-                f"`{way}`" + "".join(more),
-                _ranged(steps[name], "share", ".1f"),
-                f"{run['speedup']:.2f}x",
-                f"{run['ideal']:.2f}x",
-                _ranged(run, "of_ideal", ".0f"),
-                f"{run['psnr']:.1f}",
-                f"{steps[name]['cache_mb']:.1f}",
-            ]
-            for name, run in runs.items()
-            for way, *more in [name.partition(",")]
-        ]
-        + [
-            ["no blocks: the model's embedding and head", _ranged(row, "share", ".1f"), *[""] * 5]
-            for name, row in steps.items()
-            if name not in runs
-        ],
-    )
-
-
-def _ranged(row: dict[str, Any], name: str, form: str) -> str:
-    """In percent."""
-    value, low, high = (format(100 * x, form) for x in (row[name], *row[f"{name}_half"]))
-    return f"{value}% ({low} to {high})"
+    return caption + _performance.skip_table(rows)
 
 
 def quality_table() -> str:

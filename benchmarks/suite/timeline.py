@@ -22,7 +22,7 @@ def trace(call: Callable[[], object], device: str) -> dict[str, Any]:
         None where the profiler sees nothing of the device.
         span_us: from the first launch's begin to the last one's end; busy_us: of it, at work;
         gaps_us: of it, idle. host_us: until the call returns, measured without the profiler.
-        slowest: (name, how many, microseconds) of the launches that take longest in sum.
+        by_name: (name, how many, microseconds in sum) of the launches, the longest first.
         spans: (begin, duration, name) of each, in microseconds.
         issued: by name, how many calls of CUDA's started them: a graph is one.
     """
@@ -72,7 +72,7 @@ def summary(spans: list[tuple[float, float, str]]) -> dict[str, Any]:
         "span_us": reached - first,
         "busy_us": busy,
         "gaps_us": reached - first - busy,
-        "slowest": [(short(name), count[name], us) for name, us in took.most_common(8)],
+        "by_name": [(short(name), count[name], us) for name, us in took.most_common()],
         "spans": [(b - first, e - b, short(name)) for b, e, name in spans[:MAX_SPANS]],
     }
 

@@ -39,7 +39,7 @@ def test_what_was_not_measured_is_called_so_with_its_command(tmp_path):
     assert {command for *_, command in rows} == {
         f"`make bench-gpu PARTS={part}`" for part in ("ops", "skip", "commit", "e2e-flux")
     }
-    for section in ("steps", "loops", "ratios", "calibrators", "features"):
+    for section in ("steps", "loops", "skips", "ratios", "calibrators", "features"):
         assert "Not measured: `make bench" in _performance.SECTIONS[section](tmp_path)
 
 

@@ -300,7 +300,7 @@ def test_a_timeline_by_hand():
     seen = summary([(10.0, 14.0, "b"), (0.0, 4.0, "a"), (12.0, 18.0, "a"), (20.0, 21.0, "c")])
     assert seen["launches"] == 4
     assert (seen["span_us"], seen["busy_us"], seen["gaps_us"]) == (21.0, 13.0, 8.0)
-    assert seen["slowest"][0] == ("a", 2, 10.0)
+    assert seen["by_name"][0] == ("a", 2, 10.0)
     assert seen["spans"][1] == (10.0, 4.0, "b")
 
 

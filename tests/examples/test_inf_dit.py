@@ -1,6 +1,7 @@
 """examples/inf_dit: blocks that are generated one after another, each with a cache of its own."""
 
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from foca_dit import (  # noqa: E402
 STEPS, GRID = 20, (2, 3)
 FULL_STEPS = (0, 1, 2, 6, 10, 14, 18)
 CACHED = {"layers": ("attention", "cross", "mlp")}
-PAPER = {"preset": "paper", "cache_interval": 4}
+PAPER = {"preset": "paper", "cache_interval": 4, "history_dtype": torch.float32}
 
 
 def tiny():
@@ -147,7 +148,8 @@ def test_positions_with_full_steps_of_their_own_hear_what_their_neighbours_last_
 
     expected = draw(dispatch, memory=RowMemory(keep=True))
     model = apply_foca_cache(tiny(), FoCaCacheConfig(**PAPER))
-    configs = {s: FoCaCacheConfig(preset="paper", schedule=FullSteps(s)) for s in steps}
+    paper = FoCaCacheConfig(preset="paper", history_dtype=torch.float32)
+    configs = {s: dataclasses.replace(paper, schedule=FullSteps(s)) for s in steps}
     states = {place: CacheState(configs[s]) for place, s in own.items()}
 
     def scope(place):

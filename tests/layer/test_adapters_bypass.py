@@ -9,7 +9,7 @@ from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProc
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats
 from foca_dit.adapters.models import find_spec
 
-CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4)
+CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4, history_dtype=torch.float32)
 
 
 CONTROLNET = pytest.mark.supports("ControlNet")

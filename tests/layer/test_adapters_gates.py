@@ -14,7 +14,7 @@ from foca_dit.adapters import gates
 from foca_dit.adapters.gates import linear_rows
 from foca_dit.adapters.hooks import find_hook
 
-CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4)
+CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4, history_dtype=torch.float32)
 FULL_STEPS = (0, 1, 2, 6, 10)
 
 

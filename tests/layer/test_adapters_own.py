@@ -25,7 +25,7 @@ from cached_sampling import draw  # noqa: E402
 from plain_dit import Block, PlainDiT  # noqa: E402
 
 FULL_STEPS = (0, 1, 2, 6, 10, 14, 18)
-CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4)
+CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4, history_dtype=torch.float32)
 
 
 def tiny():

@@ -14,6 +14,7 @@ from foca_dit import (
     remove_foca_cache,
     schemes,
 )
+from foca_dit.config import GRANULARITIES, HISTORY_DTYPES
 
 BAD_CONFIGS = {
     "preset": (
@@ -90,6 +91,18 @@ def test_presets_and_overrides():
     assert isinstance(settings.scheme, schemes.Reuse)
     assert (settings.granularity, settings.time) == ("output", "sigma")
     assert settings.history_dtype == torch.float32
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_histories_have_the_features_dtype_but_float32_modules_half_of_it(granularity):
+    by_itself = FoCaCacheConfig(granularity=granularity).resolve()
+    narrow = torch.bfloat16 if granularity == "module" else torch.float32
+    assert by_itself.kept_as(torch.float32) == narrow
+    for dtype in (torch.bfloat16, torch.float16):
+        assert by_itself.kept_as(dtype) == dtype
+    for chosen in HISTORY_DTYPES:
+        settings = FoCaCacheConfig(granularity=granularity, history_dtype=chosen).resolve()
+        assert {settings.kept_as(dtype) for dtype in HISTORY_DTYPES} == {chosen}
 
 
 def test_models_that_are_not_supported():

@@ -18,6 +18,8 @@ from foca_dit import (
 from foca_dit.adapters.hooks import find_hook
 
 GRANULARITIES = ("module", "stack", "output")
+# Histories as exact as the features: what is compared is the order of operations.
+EXACT = FoCaCacheConfig(cache_interval=4, granularity="module", history_dtype=torch.float32)
 
 
 class LiteralFoCa:
@@ -57,8 +59,7 @@ def test_fused_cache_equals_the_papers_recursion_module_by_module():
             LiteralFoCa(block.get_submodule(name), full_steps)
     expected = draw(literal)
     model = tiny_dit()
-    config = FoCaCacheConfig(preset="paper", cache_interval=4)
-    apply_foca_cache(model, config)
+    apply_foca_cache(model, dataclasses.replace(EXACT, preset="paper"))
     actual = draw(model)
     assert foca_cache_stats(model)["collapsed_skips"] == 12 - len(full_steps)
     torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5)
@@ -69,8 +70,7 @@ def test_fused_cache_equals_the_papers_recursion_module_by_module():
 def test_collapsed_skip_equals_skipping_module_by_module(scheme):
     images = []
     for collapse in (True, False):
-        config = FoCaCacheConfig(scheme=scheme, cache_interval=4, granularity="module")
-        model = apply_foca_cache(tiny_dit(), config)
+        model = apply_foca_cache(tiny_dit(), dataclasses.replace(EXACT, scheme=scheme))
         find_hook(model).collapse = collapse
         images.append(draw(model))
         stats = foca_cache_stats(model)
@@ -83,8 +83,7 @@ def test_a_skipped_step_embeds_every_class_once():
     """And hands each sample the gates of its own."""
     images, embedded = [], []
     for collapse in (True, False):
-        config = FoCaCacheConfig(cache_interval=4, granularity="module")
-        model = apply_foca_cache(tiny_dit(), config)
+        model = apply_foca_cache(tiny_dit(), EXACT)
         find_hook(model).collapse = collapse
         if collapse:
             classes = model.transformer_blocks[1].norm1.emb.class_embedder
@@ -147,8 +146,8 @@ def test_full_steps_of_ones_own():
 def test_bytes_are_counted(granularity):
     model = apply_foca_cache(tiny_dit(), FoCaCacheConfig(granularity=granularity))
     draw(model, batch=2)
-    numbers = {"module": 6 * 2 * 16 * 32, "stack": 2 * 16 * 32, "output": 2 * 4 * 8 * 8}
-    assert foca_cache_stats(model)["nbytes"] == 3 * 4 * numbers[granularity]
+    nbytes = {"module": 6 * 2 * 16 * 32 * 2, "stack": 2 * 16 * 32 * 4, "output": 2 * 4 * 8 * 8 * 4}
+    assert foca_cache_stats(model)["nbytes"] == 3 * nbytes[granularity]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -220,7 +219,7 @@ def test_lora_like_modulation_is_evaluated_whole():
         model = tiny_dit()
         for block in model.transformer_blocks:
             block.norm1.linear.__class__ = Adapted
-        apply_foca_cache(model, FoCaCacheConfig(cache_interval=4, granularity="module"))
+        apply_foca_cache(model, EXACT)
         find_hook(model).collapse = collapse
         images.append(draw(model))
     torch.testing.assert_close(*images, rtol=1e-5, atol=1e-5)

@@ -54,7 +54,7 @@ def test_a_generation_given_up_is_never_continued(given_up_after, restart_at, sa
 def test_two_calls_a_step_are_two_branches(granularity):
     """Guidance as two calls per step gives what one batch of two gives."""
     # Uniform: an adaptive one sees the norm of both in one batch, of the first in two calls.
-    config = FoCaCacheConfig(granularity=granularity, cache_interval=3)
+    config = FoCaCacheConfig(granularity=granularity, cache_interval=3, history_dtype=torch.float32)
     joint, split = (apply_foca_cache(tiny_dit(), config) for _ in range(2))
     x, labels = torch.randn(1, 4, 8, 8), torch.tensor([3, 10])
     for step in range(9):

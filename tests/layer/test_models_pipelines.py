@@ -14,7 +14,7 @@ from PIL import Image
 
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
 
-CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4)
+CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4, history_dtype=torch.float32)
 WRAPPED = {
     "transformer_blocks": ("attn", "ff", "ff_context"),
     "single_transformer_blocks": ("proj_out",),

@@ -37,7 +37,12 @@ def test_collapsed_equals_module_by_module(drawing, scheme):
     model, draw, full = drawing
     images = []
     for collapse in (True, False):
-        config = FoCaCacheConfig(scheme=scheme, cache_interval=4, granularity="module")
+        config = FoCaCacheConfig(
+            scheme=scheme,
+            cache_interval=4,
+            granularity="module",
+            history_dtype=torch.float32,
+        )
         apply_foca_cache(model, config)
         find_hook(model).collapse = collapse
         images.append(draw())

@@ -21,7 +21,8 @@ from foca_dit import FoCaCacheConfig
 # An image and a video model: those that what follows is shown on where not every model is cheap.
 IMAGE_AND_VIDEO = (BY_NAME["flux"], BY_NAME["wan"])
 FULL_STEPS = (0, 1, 2, 6, 10, 14, 18, 22, 26)
-PAPER = FoCaCacheConfig(preset="paper", cache_interval=4)
+# Histories as exact as the features: what is compared is the order of operations.
+PAPER = FoCaCacheConfig(preset="paper", cache_interval=4, history_dtype=torch.float32)
 DIT = {"transformer_blocks": ("attn1", "ff")}
 FLUX = {
     "transformer_blocks": ("attn", "ff", "ff_context"),

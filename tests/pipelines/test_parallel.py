@@ -42,7 +42,7 @@ def done(tmp_path_factory):
 
 def _config(granularity, reduce=None):
     schedule = Adaptive(tol=0.5, reduce=reduce)
-    return FoCaCacheConfig(schedule=schedule, granularity=granularity)
+    return FoCaCacheConfig(schedule=schedule, granularity=granularity, history_dtype=torch.float32)
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """What a user does to the weights: LoRA of peft, layerwise casting, int8 of torchao."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lanes import PAPER, Lanes, assert_close, cases
@@ -106,7 +108,7 @@ def test_int8(case, kind, granularity):
         quantize(model, INT8[kind]())
         return model
 
-    config = FoCaCacheConfig(preset="paper", cache_interval=4, granularity=granularity)
+    config = replace(PAPER, granularity=granularity)
     model = apply_foca_cache(quantised(case.model()), config)
     drawn = case.draw(model)
     assert foca_cache_stats(model)["skipped_steps"] == 7

@@ -11,7 +11,7 @@ from foca_dit import schemes
 from foca_dit.api import apply_foca_cache, cache_scope, foca_cache_stats, remove_foca_cache
 from foca_dit.calibration.inflection import inflection_steps
 from foca_dit.calibration.means import record_means
-from foca_dit.config import FoCaCacheConfig
+from foca_dit.config import HISTORY_DTYPES, FoCaCacheConfig
 from foca_dit.evaluation.rival import Rival, uniform
 from foca_dit.evaluation.setting import Outcome, Setting
 from foca_dit.schedules import Adaptive, Schedule
@@ -22,8 +22,11 @@ def cached(setting: Setting, config: FoCaCacheConfig, **details: Any) -> Outcome
     """A generation under one of this project's caches.
 
     With a state of its own, so that a schedule may skip the second step: a model left alone with
-    its cache computes that one, to be sure how many calls make a step.
+    its cache computes that one, to be sure how many calls make a step. And with histories in the
+    model's dtype, as rivals keep them: what is compared is schemes.
     """
+    if (dtype := getattr(setting.model, "dtype", None)) in HISTORY_DTYPES:
+        config = dataclasses.replace(config, history_dtype=dtype)
     scheduler = setting.sampler()
     pipeline = SimpleNamespace(transformer=setting.model, scheduler=scheduler)
     apply_foca_cache(pipeline, config)
