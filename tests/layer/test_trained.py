@@ -52,6 +52,21 @@ def test_collapsed_equals_module_by_module(drawing, scheme):
     assert (images[0] - full).abs().max() > 1e-2  # far more than rounding
 
 
+def test_modules_kept_in_bfloat16_are_as_close_to_the_full_run(drawing):
+    """The default for a float32 model: half the memory, and other images by rounding only."""
+    model, draw, full = drawing
+    decibels, nbytes = [], []
+    for dtype in (None, torch.float32):
+        config = FoCaCacheConfig(cache_interval=3, granularity="module", history_dtype=dtype)
+        apply_foca_cache(model, config)
+        decibels.append(psnr(draw(), full))
+        nbytes.append(foca_cache_stats(model)["nbytes"])
+        remove_foca_cache(model)
+    assert nbytes[0] == nbytes[1] / 2
+    assert decibels[0] != decibels[1]  # it did round
+    assert decibels[0] == pytest.approx(decibels[1], abs=0.1)
+
+
 @pytest.mark.parametrize("granularity", ["module", "stack", "output"])
 def test_forecasting_beats_reusing(drawing, granularity):
     model, draw, full = drawing
