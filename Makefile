@@ -8,7 +8,7 @@
 # Variables:
 #   TORCH="torch==2.11.0 --index-url ..."  another build of torch, with pip's own options
 #   PYTHON=python3.12                      another Python
-#   FOCA_BUILD_CUDA, FOCA_CUDA_ARCHS       see CONTRIBUTING.md, "Building"
+#   FOCA_BUILD_CUDA, FOCA_CUDA_ARCHS, FOCA_CPU_ISAS   see CONTRIBUTING.md, "Building"
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -23,7 +23,9 @@ test test-slow lint: export OMP_WAIT_POLICY := PASSIVE
 GPU_ARCHS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | paste -sd';')
 FOCA_BUILD_CUDA ?= $(if $(GPU_ARCHS),,0)
 FOCA_CUDA_ARCHS ?= $(GPU_ARCHS)
-BUILD_ENV := $(if $(FOCA_BUILD_CUDA),FOCA_BUILD_CUDA=$(FOCA_BUILD_CUDA)) \
+# Of the CPU kernels only those that this machine uses; test-cpp builds and tests all.
+FOCA_CPU_ISAS ?= native
+BUILD_ENV := FOCA_CPU_ISAS="$(FOCA_CPU_ISAS)" $(if $(FOCA_BUILD_CUDA),FOCA_BUILD_CUDA=$(FOCA_BUILD_CUDA)) \
 	$(if $(FOCA_CUDA_ARCHS),FOCA_CUDA_ARCHS="$(FOCA_CUDA_ARCHS)")
 
 .PHONY: help demo test test-cpp test-slow lint format bench bench-gpu wheel clean
@@ -40,17 +42,21 @@ $(VENV)/installed: requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
+BUILD := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet \
+	--disable-pip-version-check --no-build-isolation --no-deps --editable .
+
 $(VENV)/built: $(VENV)/installed $(SOURCES)
-	$(BUILD_ENV) PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet \
-	  --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	$(BUILD_ENV) $(BUILD)
+	@touch $@
+
+$(VENV)/installed-for-tests: $(VENV)/installed requirements-test.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 
 # The tests also read the machine code of the CUDA kernels, where something can compile them.
-$(VENV)/built-for-tests: $(VENV)/built requirements-test.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
-	@if [ -z "$(GPU_ARCHS)" ] && command -v nvcc > /dev/null; then \
-	  FOCA_BUILD_CUDA=1 FOCA_CUDA_ARCHS=90 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install \
-	    --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .; fi
+FOR_TESTS := $(if $(GPU_ARCHS),,$(if $(shell command -v nvcc),FOCA_BUILD_CUDA=1 FOCA_CUDA_ARCHS=90))
+$(VENV)/built-for-tests: $(VENV)/built $(VENV)/installed-for-tests
+	$(BUILD_ENV) $(FOR_TESTS) $(BUILD)
 	@touch $@
 
 demo: $(VENV)/built
@@ -64,18 +70,18 @@ test-cpp: $(VENV)/installed
 	@$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM="$(CURDIR)/$(BIN)/ninja" \
 	  -DFOCA_BUILD_TESTS=ON > /dev/null
 	@$(BIN)/cmake --build build/cpp > /dev/null
-	$(BIN)/ctest --test-dir build/cpp --output-on-failure --quiet
+	$(BIN)/ctest --test-dir build/cpp --parallel 2 --output-on-failure --quiet
 
 test-slow: $(VENV)/built-for-tests
 	$(BIN)/python -m pytest -m slow
 
-lint: $(VENV)/built
+lint: $(VENV)/built $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 	$(BIN)/mypy
 
-format: $(VENV)/installed
+format: $(VENV)/installed-for-tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')

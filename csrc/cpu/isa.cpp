@@ -1,52 +1,71 @@
 // Choice of the instruction set, once per process.
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
 #include "cpu/kernels.h"
+#include "cpu/processor.h"
 #include "foca/cpu.h"
 
 namespace foca::cpu {
+
+// Defined by cpu/kernels.cpp, which is compiled once for each. CMakeLists.txt lists them.
+#define FOCA_BUILT(isa) const KernelTable& kernels_##isa();
+FOCA_BUILT_ISAS
+#undef FOCA_BUILT
+
 namespace {
 
-struct Candidate {
+struct Built {
   const char* name;
-  bool supported;
-  bool suits;  // whether it is the choice where it is supported
   const KernelTable& (*table)();
 };
 
-const KernelTable& choose(const char* name) {
-#if defined(FOCA_HAVE_X86_KERNELS)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-#endif
-  const Candidate candidates[] = {
-#if defined(FOCA_HAVE_X86_KERNELS)
-      {"avx512_nta", avx512, __builtin_cpu_is("amd") != 0, kernels_avx512_nta},
-      {"avx512", avx512, true, kernels_avx512},
-      {"avx2", avx2, true, kernels_avx2},
-#endif
-      {"generic", true, true, kernels_generic},
-  };
-  std::string known;
-  for (const Candidate& candidate : candidates) {
-    if (name == nullptr) {
-      if (candidate.supported && candidate.suits) return candidate.table();
-      continue;
-    }
-    if (std::string(name) == candidate.name) {
-      if (candidate.supported) return candidate.table();
-      throw std::runtime_error("foca: instruction set '" + std::string(name) +
-                               "' (FOCA_CPU_ISA) is not supported by this processor");
-    }
-    known += (known.empty() ? "" : ", ") + std::string(candidate.name);
+const Built kBuilt[] = {
+#define FOCA_BUILT(isa) {#isa, kernels_##isa},
+    FOCA_BUILT_ISAS
+#undef FOCA_BUILT
+};
+
+const KernelTable* built(const char* name) {
+  for (const Built& each : kBuilt) {
+    if (std::strcmp(each.name, name) == 0) return &each.table();
   }
-  throw std::runtime_error("foca: unknown instruction set '" + std::string(name) +
-                           "' (FOCA_CPU_ISA); known here: " + known);
+  return nullptr;
 }
+
+[[noreturn]] void refuse(const std::string& problem) {
+  std::string names;
+  for (const Built& each : kBuilt) names += std::string(names.empty() ? "" : ", ") + each.name;
+  throw std::runtime_error("foca: " + problem + "; built are: " + names);
+}
+
+const KernelTable& best() {
+  for (bool suiting : {true, false}) {
+    for (const Isa& isa : isas()) {
+      const KernelTable* table = built(isa.name);
+      if (table != nullptr && isa.supported && (isa.suits || !suiting)) return *table;
+    }
+  }
+  refuse("no CPU kernels were built that this processor can run: build with FOCA_CPU_ISAS=all");
+}
+
+// FOCA_CPU_ISA's.
+const KernelTable& named(const char* name) {
+  const std::string quoted = "instruction set '" + std::string(name) + "' (FOCA_CPU_ISA)";
+  for (const Isa& isa : isas()) {
+    if (std::strcmp(isa.name, name) != 0) continue;
+    if (!isa.supported) refuse(quoted + " is not supported by this processor");
+    const KernelTable* table = built(name);
+    if (table == nullptr) refuse(quoted + " was not built (FOCA_CPU_ISAS)");
+    return *table;
+  }
+  refuse("unknown " + quoted);
+}
+
+const KernelTable& choose(const char* name) { return name == nullptr ? best() : named(name); }
 
 std::atomic<const KernelTable*> active{nullptr};
 

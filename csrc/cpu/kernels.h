@@ -56,14 +56,6 @@ struct KernelTable {
                  std::int64_t begin, std::int64_t end, double* sums);
 };
 
-// Defined by cpu/kernels.cpp, which is compiled once for each.
-const KernelTable& kernels_generic();
-#if defined(FOCA_HAVE_X86_KERNELS)
-const KernelTable& kernels_avx2();
-const KernelTable& kernels_avx512();
-const KernelTable& kernels_avx512_nta();
-#endif
-
 // The table in use; see isa_name() and set_isa() in foca/cpu.h.
 const KernelTable& kernels();
 

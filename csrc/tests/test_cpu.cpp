@@ -233,17 +233,31 @@ void test_conversions(const char* isa) {
 std::vector<Buffer> fingerprint(cpu::ParallelFor parallel) {
   std::mt19937 rng(6);
   std::vector<Buffer> result;
+  const auto weights = random_weights(3, rng, 0), transition = random_weights(6 * 4, rng);
+  const float steps[2] = {0.3f, 0.7f};
   for (ScalarType type : kTypes) {
-    const std::int64_t n = 70001;
-    for (int p = 0; p < 4; ++p) result.push_back(Buffer::random(type, n, rng));
-    Buffer* history = &result[result.size() - 4];
-    const auto transition = random_weights(6 * 4, rng);
-    void* data[3] = {history[0].data(), history[1].data(), history[2].data()};
-    const void* feature = history[3].data();
-    Buffer stats(ScalarType::kFloat32, 3);
-    cpu::launch_commit({&feature, data, &n, 1, 3, 3, type, type, static_cast<float*>(stats.data())},
-                       transition.data(), parallel);
-    result.push_back(stats);
+    // From 8 MiB on a forecast is written past the caches, here off alignment.
+    for (std::int64_t n : {std::int64_t{70001}, (std::int64_t{8} << 20) / element_size(type) + 5}) {
+      std::vector<Buffer> history;
+      for (int p = 0; p < 3; ++p) history.push_back(Buffer::random(type, n, rng));
+      const Buffer feature = Buffer::random(type, n, rng);
+      Buffer x = feature, out(type, n, 3), stats(ScalarType::kFloat32, 3);
+      std::vector<void*> data;
+      for (Buffer& buffer : history) data.push_back(buffer.data());
+      const void* const* terms = data.data();
+      const void* featured = feature.data();
+      cpu::launch_forecast({out.data(), terms, 3, n, type}, weights.data(), parallel);
+      auto args = residual_args({1, 1, n, ResidualCase::kFull}, type, type, type, 1, 3, false);
+      args.x = x.data(), args.history = terms, args.gates = &featured;
+      cpu::launch_forecast_residual(args, weights.data(), parallel);
+      const CalibrateTensors pair = {data[0], data[1], featured, n};
+      cpu::launch_forecast_calibrate({&pair, 1, type, true}, steps, parallel);
+      cpu::launch_commit(
+          {&featured, data.data(), &n, 1, 3, 3, type, type, static_cast<float*>(stats.data())},
+          transition.data(), parallel);
+      for (Buffer* buffer : {&out, &x, &stats}) result.push_back(*buffer);
+      for (const Buffer& buffer : history) result.push_back(buffer);
+    }
   }
   return result;
 }

@@ -185,56 +185,53 @@ void test_commit() {
     for (ScalarType f_type : kTypes) {
       for (int k = 1; k <= kMaxHistory; ++k) {
         for (std::size_t count : {std::size_t{1}, std::size(kSizes)}) {
-          for (int offset : {0, 1}) {
-            const int stat_rows = rng() % (kMaxStats + 1);
-            const auto transition = random_weights((k + stat_rows) * (k + 1), rng);
-            std::vector<Buffer> features, history;
-            std::vector<std::int64_t> numel;
-            for (std::size_t t = 0; t < count; ++t) {
-              numel.push_back(kSizes[std::size(kSizes) - 1 - t]);
-              features.push_back(Buffer::random(f_type, numel[t], rng, offset));
-              for (int p = 0; p < k; ++p) history.push_back(Buffer::random(h_type, numel[t], rng));
-            }
-            const std::vector<Buffer> old = history;
-            const auto host_features = pointers(features);
-            std::vector<void*> host_history;
-            for (Buffer& buffer : history) host_history.push_back(buffer.data());
-            std::vector<float> stats(count * stat_rows);
-            const int n = static_cast<int>(count);
-            CommitArgs args = {host_features.data(),
-                               host_history.data(),
-                               numel.data(),
-                               n,
-                               k,
-                               stat_rows,
-                               f_type,
-                               h_type,
-                               stats.data()};
-            cpu::launch_commit(args, transition.data(), nullptr);
-            const auto device_features = to_device(features);
-            const auto df = pointers<const void*>(device_features);
-            with_scalars(transition, [&](cuda::Scalars scalars) {
-              const auto result = to_device(old);
-              const auto dh = pointers<void*>(result);
-              const std::vector<float> zeros(stats.size());
-              const DeviceCopy sums(zeros.data(), zeros.size() * sizeof(float));
-              args.features = df.data(), args.history = dh.data();
-              args.stats = static_cast<float*>(sums.data());
-              const std::vector<char> space(cuda::commit_workspace_size(args));
-              const DeviceCopy workspace(space.data(), space.size());
-              cuda::launch_commit(args, scalars, workspace.data(), nullptr);
-              for (std::size_t i = 0; i < result.size(); ++i) {
-                expect(result[i].same_bits(history[i]),
-                       label("commit", h_type, history[i].numel()));
-              }
-              std::vector<float> got(stats.size());
-              check(cudaMemcpy(got.data(), sums.data(), got.size() * sizeof(float),
-                               cudaMemcpyDeviceToHost));
-              for (std::size_t i = 0; i < got.size(); ++i) {
-                expect(std::fabs(got[i] - stats[i]) <= 1e-5f * stats[i], label("stats", h_type, n));
-              }
-            });
+          const int offset = rng() % 2, stat_rows = rng() % (kMaxStats + 1);
+          const auto transition = random_weights((k + stat_rows) * (k + 1), rng);
+          std::vector<Buffer> features, history;
+          std::vector<std::int64_t> numel;
+          for (std::size_t t = 0; t < count; ++t) {
+            numel.push_back(kSizes[std::size(kSizes) - 1 - t]);
+            features.push_back(Buffer::random(f_type, numel[t], rng, offset));
+            for (int p = 0; p < k; ++p) history.push_back(Buffer::random(h_type, numel[t], rng));
           }
+          const std::vector<Buffer> old = history;
+          const auto host_features = pointers(features);
+          std::vector<void*> host_history;
+          for (Buffer& buffer : history) host_history.push_back(buffer.data());
+          std::vector<float> stats(count * stat_rows);
+          const int n = static_cast<int>(count);
+          CommitArgs args = {host_features.data(),
+                             host_history.data(),
+                             numel.data(),
+                             n,
+                             k,
+                             stat_rows,
+                             f_type,
+                             h_type,
+                             stats.data()};
+          cpu::launch_commit(args, transition.data(), nullptr);
+          const auto device_features = to_device(features);
+          const auto df = pointers<const void*>(device_features);
+          with_scalars(transition, [&](cuda::Scalars scalars) {
+            const auto result = to_device(old);
+            const auto dh = pointers<void*>(result);
+            const std::vector<float> zeros(stats.size());
+            const DeviceCopy sums(zeros.data(), zeros.size() * sizeof(float));
+            args.features = df.data(), args.history = dh.data();
+            args.stats = static_cast<float*>(sums.data());
+            const std::vector<char> space(cuda::commit_workspace_size(args));
+            const DeviceCopy workspace(space.data(), space.size());
+            cuda::launch_commit(args, scalars, workspace.data(), nullptr);
+            for (std::size_t i = 0; i < result.size(); ++i) {
+              expect(result[i].same_bits(history[i]), label("commit", h_type, history[i].numel()));
+            }
+            std::vector<float> got(stats.size());
+            check(cudaMemcpy(got.data(), sums.data(), got.size() * sizeof(float),
+                             cudaMemcpyDeviceToHost));
+            for (std::size_t i = 0; i < got.size(); ++i) {
+              expect(std::fabs(got[i] - stats[i]) <= 1e-5f * stats[i], label("stats", h_type, n));
+            }
+          });
         }
       }
     }
