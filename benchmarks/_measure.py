@@ -32,6 +32,10 @@ COLD_BYTES = 256 << 20
 # full, the host waits for the device and would be timed with it.
 QUEUED_CALLS = 8
 GPU_CLOCK_HZ = 2e9  # only sets how long a spinning kernel holds the queue back
+# What is timed between two events takes this long, or QUEUED_CALLS calls: against what a launch and
+# an event take, and what the call before left to be written out of the caches, both of microseconds.
+TIMED_S = 2e-3
+WARM_UP_S = 0.05  # an idle GPU's clock, a fifth of what it is under load, needs this to rise
 
 
 def _output_of(*command: str) -> str:
@@ -190,22 +194,42 @@ def time_in_turn(runs: dict[str, Sequence[Call]], device: str, rounds: int) -> d
         rounds: How often each run is timed.
     """
     cuda = torch.device(device).type == "cuda"
-    hold = {}
+    hold, chosen = {}, dict(runs)
     for name, calls in runs.items():  # compiles, fills caches, and tells how long queueing takes
         _cpu_ms(calls)
         if cuda:
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            for call in calls:
-                call()
-            hold[name] = min(0.5, 1.5 * (time.perf_counter() - started))
-            torch.cuda.synchronize()
+            queued, done = _host_and_device_s(calls)
+            chosen[name] = repeated(calls, done)
+            hold[name] = min(0.5, 1.5 * queued * len(chosen[name]) / len(calls))
+    until = time.perf_counter() + WARM_UP_S
+    while cuda and time.perf_counter() < until:
+        _host_and_device_s(next(iter(runs.values())))
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
-        for name, calls in runs.items():
+        for name, calls in chosen.items():
             times[name].append(_cuda_ms(calls, hold[name]) if cuda else _cpu_ms(calls))
     pick = statistics.median if cuda else min
     return {name: float(pick(values)) for name, values in times.items()}
+
+
+def _host_and_device_s(calls: Sequence[Call]) -> tuple[float, float]:
+    """Seconds until all calls are queued, and until they are done."""
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for call in calls:
+        call()
+    queued = time.perf_counter() - started
+    torch.cuda.synchronize()
+    return queued, time.perf_counter() - started
+
+
+def repeated(calls: Sequence[Call], seconds: float) -> list[Call]:
+    """The calls, which take so many seconds, as often as it takes to time them well.
+
+    Their data stays cold: the fewer the sets of buffers, the more of the caches each fills.
+    """
+    times = min(QUEUED_CALLS / len(calls), TIMED_S / max(seconds, 1e-9))
+    return [*calls] * max(1, math.ceil(times))
 
 
 # A copy of more than this is no faster than one of this; its buffers would only crowd out others.
@@ -215,7 +239,8 @@ MAX_COPY_BYTES = 16 << 30
 def copy_calls(nbytes: int, device: str, n_sets: int) -> list[Call]:
     """Device copies that move ``nbytes`` each, half read and half written: the yardstick."""
     n = max(1, nbytes // 4)
-    sets = [torch.ones(2, n, dtype=torch.bfloat16, device=device) for _ in range(n_sets)]
+    # Not of ones: memory may move constants faster than what models hold.
+    sets = [torch.randn(2, n, dtype=torch.bfloat16, device=device) for _ in range(n_sets)]
     return [lambda s=s: s[1].copy_(s[0]) for s in sets]
 
 

@@ -3,6 +3,7 @@
     python benchmarks/gpu_suite.py                        # everything: six parts of eight minutes
     python benchmarks/gpu_suite.py --part ops --part skip # some parts
     python benchmarks/gpu_suite.py --quick                # correctness and bandwidth, three minutes
+    python benchmarks/gpu_suite.py --part ops --no-check  # a part, where a run before has checked
     python benchmarks/gpu_suite.py --device cpu           # tiny shapes: tests the suite itself
 
 First every operator of every provider against float64: eagerly, compiled, from a captured graph, on
@@ -93,6 +94,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", action="append", choices=PARTS, help="default: all of them")
     parser.add_argument("--quick", action="store_true", help="correctness and bandwidth only")
+    parser.add_argument(
+        "--no-check", action="store_true", help="measure only: a run before this one checked"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=PART_SECONDS, help="of each part")
@@ -117,13 +121,14 @@ def main() -> int:
     print(", ".join(f"{k} {v}" for k, v in found.common.items()))
     print(f"backends: {backend_report()}")
     found.path = results_file(folder, found, "quick" if args.quick else "correctness")
-    files = [found.path]
-    with torch.inference_mode():
-        right = correctness(args.device, found, args.quick)
-    print(f"correct: {right}, after {time.perf_counter() - started:.0f} s")
-    for part in ["ops"] if args.quick else args.part or PARTS:
+    files, right = [] if args.no_check and not args.quick else [found.path], True
+    if not args.no_check:
+        with torch.inference_mode():
+            right = correctness(args.device, found, args.quick)
+        print(f"correct: {right}, after {time.perf_counter() - started:.0f} s")
+    for number, part in enumerate(["ops"] if args.quick else args.part or PARTS):
         # What came before the first part is taken from its time, so that one part is one call.
-        seconds = args.seconds - (time.perf_counter() - started if len(files) == 1 else 0.0)
+        seconds = args.seconds - (time.perf_counter() - started if number == 0 else 0.0)
         results = found
         if args.quick:
             seconds = QUICK_SECONDS - (time.perf_counter() - started)

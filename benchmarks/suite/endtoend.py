@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from foca_dit import FullSteps, Interval, foca_cache_stats
+from foca_dit.adapters.published import Request
 
 from . import models, peers
 from .models import Workload
@@ -65,20 +66,27 @@ def _fitting(run: Run, name: str, kind: str, asked: dict[str, int], steps: int) 
     """The workload; a video of as many frames as the time of this part allows."""
     if kind != "video" or not run.on_gpu:
         return models.build(name, run.device, run.tiny, **asked)
+    workload = models.build(name, run.device, frames=VIDEO_FRAMES[-1])
+    seconds = run.ms(lambda: workload.call(workload.sample, 0.5), repeats=1) / 1e3
+    frames = frames_in(run.budget.left, name, workload.request, seconds, steps)
+    print(f"{seconds:.2f} s a step of {VIDEO_FRAMES[-1]} frames: {frames} frames fit the time")
+    del workload  # one model at a time
+    run.release()
+    return models.build(name, run.device, frames=frames)
+
+
+def frames_in(left_s: float, name: str, request: Request, step_s: float, steps: int) -> int:
+    """The longest video whose loops all fit, where a step of this request takes `step_s`."""
+
+    def work(frames: int) -> int:  # a block: 24 D^2 operations a token, and 4 S D in attention
+        _, tokens, width = models.stream(name, replace(request, frames=frames))
+        return tokens * (6 * width + tokens)
+
     for frames in VIDEO_FRAMES:
-        workload = None  # one model at a time
-        run.release()
-        workload = models.build(name, run.device, frames=frames)
-        try:
-            seconds = run.ms(lambda w=workload: w.call(w.sample, 0.5), repeats=1) / 1e3
-        except torch.cuda.OutOfMemoryError:
-            continue
         # The uncached run, and seven caches that run a fifth of its steps, each twice.
-        needed = 4 * steps * seconds
-        print(f"{frames} frames: {seconds:.2f} s a step, {needed:.0f} s for all")
-        if needed < run.budget.left:
-            break
-    return workload
+        if 4 * steps * step_s * work(frames) / work(request.frames) < left_s:
+            return frames
+    return VIDEO_FRAMES[-1]
 
 
 def _compare(

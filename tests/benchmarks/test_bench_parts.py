@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from _measure import Budget
+from _measure import Budget, repeated
 from recorded import recorded
 from suite import models
 
@@ -292,6 +292,25 @@ def test_a_cuda_graph_is_the_skipped_step(name, granularity):
             stats = foca_cache_stats(workload.model)
             assert stats["graph_replays"] == 3 * graph, stats["graph_refusals"]
     assert all(map(torch.equal, outputs[True], outputs[False]))
+
+
+@pytest.mark.parametrize(
+    ("calls", "seconds", "expected"),
+    [(1, 6e-5, 8), (3, 2e-4, 9), (1, 1.5e-3, 2), (1, 3e-3, 1), (64, 1e-5, 64), (1, 0.0, 8)],
+)
+def test_short_timings_are_of_more_calls(calls, seconds, expected):
+    assert len(repeated([int] * calls, seconds)) == expected
+
+
+def test_a_video_is_as_long_as_time_allows():
+    """Attention takes the most of a long one: twice the tokens are more than twice the time."""
+    from suite.endtoend import VIDEO_FRAMES, frames_in
+
+    request = models.Request(batch=1, height=720, width=1280, frames=17)
+    chosen = [frames_in(left, "hunyuan-video", request, 0.9, 50) for left in (100, 200, 500, 9e3)]
+    assert chosen == [17, 17, 33, 129]
+    assert frames_in(4 * 50 * 0.9 * 9 / 5, "hunyuan-video", request, 0.9, 50) == 17
+    assert set(chosen) < set(VIDEO_FRAMES)
 
 
 def test_a_timeline_by_hand():
