@@ -32,8 +32,8 @@ COLD_BYTES = 256 << 20
 # full, the host waits for the device and would be timed with it.
 QUEUED_CALLS = 8
 GPU_CLOCK_HZ = 2e9  # only sets how long a spinning kernel holds the queue back
-# What is timed between two events takes this long, or QUEUED_CALLS calls: against what a launch and
-# an event take, and what the call before left to be written out of the caches, both of microseconds.
+# What is timed between two events takes this long, or QUEUED_CALLS calls: what launch and event
+# take, and what the call before left to be written out of the caches, are microseconds.
 TIMED_S = 2e-3
 WARM_UP_S = 0.05  # an idle GPU's clock, a fifth of what it is under load, needs this to rise
 

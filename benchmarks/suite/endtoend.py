@@ -67,7 +67,7 @@ def _fitting(run: Run, name: str, kind: str, asked: dict[str, int], steps: int) 
     if kind != "video" or not run.on_gpu:
         return models.build(name, run.device, run.tiny, **asked)
     workload = models.build(name, run.device, frames=VIDEO_FRAMES[-1])
-    seconds = run.ms(lambda: workload.call(workload.sample, 0.5), repeats=1) / 1e3
+    seconds = run.ms(lambda w=workload: w.call(w.sample, 0.5), repeats=1) / 1e3
     frames = frames_in(run.budget.left, name, workload.request, seconds, steps)
     print(f"{seconds:.2f} s a step of {VIDEO_FRAMES[-1]} frames: {frames} frames fit the time")
     del workload  # one model at a time

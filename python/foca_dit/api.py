@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import foca_kernels
+from foca_dit.adapters.layout import uncompiled
 from foca_dit.adapters.models import find_spec, register_adapter
 from foca_dit.clock import NoiseLevels
-from foca_dit.config import FoCaCacheConfig
+from foca_dit.config import FoCaCacheConfig, checked
 from foca_dit.state import CacheState
 
 if TYPE_CHECKING:
@@ -54,18 +55,13 @@ def apply_foca_cache(
     """
     from foca_dit.adapters import hooks, install, registry
 
-    config = config or FoCaCacheConfig()
+    config = checked(config, "apply_foca_cache")
     model, scheduler = _transformer(model_or_pipeline)
     spec = find_spec(model)
     if hooks.find_hook(model) is not None:
         raise ValueError(
             f"foca_dit: {type(model).__name__} already has a cache: call remove_foca_cache(model) "
             "before applying another"
-        )
-    if not isinstance(config, FoCaCacheConfig):
-        raise TypeError(
-            "apply_foca_cache: argument 'config': expected a FoCaCacheConfig, got "
-            f"{type(config).__name__}"
         )
     settings = config.resolve()
     granularity = settings.granularity
@@ -89,7 +85,7 @@ def apply_foca_cache(
     pipeline = None if scheduler is None else model_or_pipeline
     for name in _SECOND_TRANSFORMERS:
         second = getattr(model_or_pipeline, name, None)
-        if isinstance(second, torch.nn.Module) and hooks.find_hook(_uncompiled(second)) is None:
+        if isinstance(second, torch.nn.Module) and hooks.find_hook(uncompiled(second)) is None:
             warnings.warn(
                 f"foca_dit: the cache serves pipeline.transformer; pipeline.{name} computes every "
                 f"step: apply_foca_cache(pipeline.{name}, config) serves it, too",
@@ -107,8 +103,7 @@ def remove_foca_cache(model_or_pipeline: Any) -> None:
     """Takes the cache out again and frees its memory; the model is then as it was before."""
     from foca_dit.adapters import install
 
-    model, _ = _transformer(model_or_pipeline)
-    _hook(model)
+    model, _ = _cached(model_or_pipeline)
     install.uninstall(model)
 
 
@@ -120,10 +115,11 @@ def foca_cache_stats(model_or_pipeline: Any, state: CacheState | None = None) ->
         state: a state of your own, used with `cache_scope`; None: the model's.
 
     Returns:
-        The fields of `CacheStats`, and `nbytes` (held now), `features`, `granularity`, `scheme`.
+        The fields of `CacheStats`, and `nbytes` (held now), `features`, `granularity`, `scheme`
+        and `backends` (`foca_kernels.backend_report()`).
     """
-    model, _ = _transformer(model_or_pipeline)
-    hook = _hook(model)
+    _, hook = _cached(model_or_pipeline)
+    _check_state("foca_cache_stats", state)
     states = hook.states if state is None else (state,)
     counts = hook.counts() if state is None else state.stats
     state = states[0]
@@ -154,10 +150,10 @@ def cache_scope(
         >>> with cache_scope(model, state, branch="cond"):
         ...     noise = model(x, timestep=t, class_labels=y).sample
     """
-    model, _ = _transformer(model_or_pipeline)
-    hook = _hook(model)
+    model, hook = _cached(model_or_pipeline)
+    _check_state("cache_scope", state)
     if state is not None:
-        state.attach(hook.features, hook.state.levels)
+        state.attach(model, hook.features, hook.state.levels)
     scope = hook.scope
     before = (scope.active, scope.state, scope.branch)
     scope.active, scope.state, scope.branch = True, state, branch
@@ -170,29 +166,32 @@ def cache_scope(
 def _transformer(model_or_pipeline: Any) -> tuple[torch.nn.Module, Any]:
     """The transformer, and the scheduler if a pipeline was given."""
     if isinstance(model_or_pipeline, torch.nn.Module):
-        return _uncompiled(model_or_pipeline), None
+        return uncompiled(model_or_pipeline), None
     transformer = getattr(model_or_pipeline, "transformer", None)
     if isinstance(transformer, torch.nn.Module):
-        return _uncompiled(transformer), getattr(model_or_pipeline, "scheduler", None)
+        return uncompiled(transformer), getattr(model_or_pipeline, "scheduler", None)
     raise TypeError(
         "foca_dit: argument 'model_or_pipeline': expected a transformer or a pipeline that has one "
         f"as .transformer, got {type(model_or_pipeline).__name__}"
     )
 
 
-def _uncompiled(model: torch.nn.Module) -> torch.nn.Module:
-    """The module inside what `torch.compile` returns."""
-    original = getattr(model, "_orig_mod", None)
-    return original if isinstance(original, torch.nn.Module) else model
-
-
-def _hook(model: torch.nn.Module) -> ModelHook:
+def _cached(model_or_pipeline: Any) -> tuple[torch.nn.Module, ModelHook]:
+    """The transformer and its cache."""
     from foca_dit.adapters import hooks
 
+    model, _ = _transformer(model_or_pipeline)
     hook = hooks.find_hook(model)
     if hook is None:
         raise ValueError(
             f"foca_dit: {type(model).__name__} has no cache: call apply_foca_cache(model, config) "
             "first"
         )
-    return hook
+    return model, hook
+
+
+def _check_state(name: str, state: Any) -> None:
+    if not (state is None or isinstance(state, CacheState)):
+        raise TypeError(
+            f"{name}: argument 'state': expected a CacheState or None, got {type(state).__name__}"
+        )

@@ -212,6 +212,21 @@ class FoCaCacheConfig:
         return replace(default, first=warmup, tail=tail)
 
 
+def checked(config: FoCaCacheConfig | None, name: str) -> FoCaCacheConfig:
+    """The configuration given to `name`; None is the default one.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if config is None:
+        return FoCaCacheConfig()
+    if not isinstance(config, FoCaCacheConfig):
+        raise TypeError(
+            f"{name}: argument 'config': expected a FoCaCacheConfig, got {type(config).__name__}"
+        )
+    return config
+
+
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 

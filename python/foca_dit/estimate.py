@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from foca_dit.config import FoCaCacheConfig
+from foca_dit.config import FoCaCacheConfig, checked
 from foca_dit.schedules import StepMask
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def plan_foca_cache(
     Example:
         >>> print(plan_foca_cache(model, {"hidden_states": x, "timestep": t, ...}, steps=28))
     """
-    from foca_dit.adapters.dry_run import account, on_meta
+    from foca_dit.adapters.dry_run import accounts, on_meta
     from foca_dit.adapters.hooks import find_hook
     from foca_dit.adapters.models import find_spec
 
@@ -166,7 +166,7 @@ def plan_foca_cache(
             "plan_foca_cache: argument 'model_or_pipeline': expected a transformer or a pipeline "
             f"that has one as .transformer, got {type(model_or_pipeline).__name__}"
         )
-    config = config or FoCaCacheConfig()
+    config = checked(config, "plan_foca_cache")
     settings, spec = config.resolve(), find_spec(model)
     if find_hook(model) is not None:
         raise ValueError(
@@ -189,13 +189,13 @@ def plan_foca_cache(
     if isinstance(schedule, StepMask):
         full, one = _masked(empty, spec, chosen, inputs, config, schedule, steps)
         return CachePlan(type(model).__name__, steps, full, (one,), chosen, branches)
-    accounts = tuple(account(empty, spec, g, inputs, config) for g in spec.granularities)
+    counted = accounts(empty, spec, spec.granularities, inputs, config)
     if schedule.uses_defects:
         budget = getattr(schedule, "budget", None)
         known = None if budget is None else min(budget, steps)
     else:
         known = len(schedule.full_steps(steps))
-    return CachePlan(type(model).__name__, steps, known, accounts, chosen, branches)
+    return CachePlan(type(model).__name__, steps, known, counted, chosen, branches)
 
 
 def _masked(
@@ -208,9 +208,9 @@ def _masked(
     steps: int,
 ) -> tuple[int, Account]:
     """Full steps and account under a schedule that names single features, at one granularity."""
-    from foca_dit.adapters.dry_run import account
+    from foca_dit.adapters.dry_run import accounts
 
-    plain = account(model, spec, granularity, inputs, config)
+    (plain,) = accounts(model, spec, [granularity], inputs, config)
     schedule.check("plan_foca_cache", plain.features, granularity)
     full_steps = [set(schedule.full_steps(steps, f)) for f in range(plain.features)]
     due = [frozenset(f for f, s in enumerate(full_steps) if step in s) for step in range(steps)]
@@ -218,7 +218,8 @@ def _masked(
     full = sum(len(some) == plain.features for some in due)
     if granularity != "module" or not spec.is_modular:  # computed in full, and counted a fallback
         return full + len(mixed), plain
-    return full, account(model, spec, granularity, inputs, config, mixed)
+    (counted,) = accounts(model, spec, [granularity], inputs, config, mixed)
+    return full, counted
 
 
 def _size(nbytes: int) -> str:

@@ -4,15 +4,17 @@ one per request and switch between them call by call.
 
 from __future__ import annotations
 
+import threading
 import warnings
-from weakref import WeakSet, finalize
+from dataclasses import replace
+from weakref import ReferenceType, WeakSet, finalize, ref
 
 import torch
 
 from foca_dit import times
 from foca_dit.branch import Branch, BranchCounter
 from foca_dit.clock import NoiseLevels, make_clock
-from foca_dit.config import FoCaCacheConfig, Settings
+from foca_dit.config import FoCaCacheConfig, Settings, checked
 from foca_dit.history import FeatureHistories
 from foca_dit.schedules import Decision
 from foca_dit.stats import SET_ANEW, UNSEEN, CacheStats, Generation
@@ -25,6 +27,8 @@ OUT_OF_ORDER = (
     "a finished step was called again",
 )
 _BY_NOISE = ("sigma", "log_snr")  # time variables that are read off noise levels
+MORE_CALLS = "a step had more calls than the one before"
+MOST_BRANCHES = 8  # that are told apart by counting: a call repeated for ever must not fill memory
 NEVER_BEGUN = "the first step did not return"
 LEFT_OUT = "the guidance branch was left out of a step"
 OFF_SCALE = "the timestep left the range that noise levels are known for"
@@ -42,21 +46,29 @@ class _Family:
     """
 
     def __init__(self) -> None:
-        self.states: WeakSet[CacheState] = WeakSet()
+        self._states: WeakSet[CacheState] = WeakSet()
         self._departed: list[CacheStats] = []
+        self._gone = CacheStats()
+        self._lock = threading.Lock()
+
+    @property
+    def states(self) -> tuple[CacheState, ...]:
+        with self._lock:
+            return tuple(self._states)
 
     def take_in(self, state: CacheState) -> None:
-        self.states.add(state)
+        self.departed()  # folded now and then, where nobody asks for the counts
+        with self._lock:
+            self._states.add(state)
         # The counts outlive the thread. Finalizers run anywhere, so this one only appends.
         finalize(state, self._departed.append, state.stats).atexit = False
 
     def departed(self) -> CacheStats:
-        """The counts of all threads that are gone, folded into one."""
-        total = CacheStats()
-        while self._departed:
-            total.add(self._departed.pop())
-        self._departed.append(total)
-        return total
+        """The counts of all threads that are gone."""
+        with self._lock:
+            while self._departed:
+                self._gone.add(self._departed.pop())
+            return replace(self._gone)
 
 
 class CacheState:
@@ -75,8 +87,10 @@ class CacheState:
     """
 
     def __init__(self, config: FoCaCacheConfig | None = None, restartable: bool = False) -> None:
-        self.settings: Settings = (config or FoCaCacheConfig()).resolve()
+        self.settings: Settings = checked(config, "CacheState").resolve()
         self.features: int | None = None
+        self._model: ReferenceType[torch.nn.Module] | None = None
+        self._given: NoiseLevels | None = None
         self.timetable = Timetable(NoiseLevels())
         self.stats = CacheStats()
         self._restartable = restartable
@@ -126,25 +140,35 @@ class CacheState:
     @property
     def nbytes(self) -> int:
         """Bytes held by the histories of all branches."""
-        return sum(branch.histories.nbytes for branch in self._branches.values())
+        return sum(branch.histories.nbytes for branch in list(self._branches.values()))
 
     @property
     def branches(self) -> dict[str, Branch]:
         """The guidance branches seen so far, by name."""
         return dict(self._branches)
 
-    def attach(self, features: int, levels: NoiseLevels) -> None:
+    def attach(self, model: torch.nn.Module, features: int, levels: NoiseLevels) -> None:
         """Tells the state about the model it is used with, once.
 
         Raises:
-            ValueError: it is already in use with a model of another number of features.
+            ValueError: it is already in use with another model, or another number of features.
         """
-        if self.features not in (None, features):
+        known = model if self._model is None else self._model()
+        if self.features not in (None, features) or known not in (None, model):
             raise ValueError(
-                f"CacheState: expected the model that it is in use with ({self.features} "
-                f"features), got one with {features}: use a CacheState per request and model"
+                f"CacheState: expected the model that it is in use with ({type(known).__name__}, "
+                f"{self.features} features), got another ({type(model).__name__}, {features} "
+                "features): use a CacheState per request and model"
             )
-        self.features, self.levels = features, levels
+        self.features, self._model = features, ref(model)
+        if levels is not self._given:  # else the state may have followed another scheduler since
+            self._given = self.levels = levels
+
+    def anew_for(self, model: torch.nn.Module) -> CacheState:
+        """An empty state with the same settings, for a copy of the model."""
+        other = self.anew()
+        other._model = ref(model)
+        return other
 
     def reset(self) -> None:
         """Ends the generation: forgets all histories and gives their memory back.
@@ -249,10 +273,10 @@ class CacheState:
 
     def leave(self, branch: Branch) -> None:
         """Closes a call that returned."""
+        if branch.histories.undecided:
+            self._decide(branch)  # may raise, and is then asked again when the call is repeated
         branch.leave()
         self._counter.count(branch.trajectory.timesteps[-1])
-        if branch.histories.undecided:
-            self._decide(branch)
 
     def _decide(self, branch: Branch) -> None:
         """Lets an adaptive schedule decide, once per step for all guidance branches."""
@@ -288,6 +312,11 @@ class CacheState:
             return "a step had fewer calls than the one before"
         first = self._branches.get("0")
         new = name not in self._branches
+        if new and len(self._branches) >= MOST_BRANCHES:
+            return f"more than {MOST_BRANCHES} calls came with the same timestep"
+        if new and first and first.trajectory.step > 0 and not first.is_evaluated_twice(timestep):
+            # Guidance was switched on part-way, or a step is repeated: which call was which before?
+            return MORE_CALLS
         # Guidance branches of one step are given one and the same sample.
         if new and first is not None and not first.trajectory.saw(sample):
             if first.is_evaluated_twice(timestep):
@@ -306,7 +335,9 @@ class CacheState:
                 "step are two branches: cache_scope(model, state, branch=...)"
             )
         self.stats.restarts[reason] += 1
-        if counted:
+        if reason == MORE_CALLS:
+            self._branches, self._decision = {}, None  # the calls of this step count on
+        elif counted:
             self._forget_all()
         else:
             del self._branches[name]

@@ -35,8 +35,8 @@ class CacheStats:
             although the configuration names another time variable, with the reason.
         host_reads: reads of a full step's defect by an adaptive schedule.
         nonfinite_defects: of those, how many were not finite, so that the shortest gap followed.
-        schedule: the full steps of the latest generation under an adaptive schedule; replay them
-            with `FullSteps(stats["schedule"])`.
+        schedule: the full steps of this thread's latest generation under an adaptive schedule;
+            replay them with `FullSteps(stats["schedule"])`.
         predicted_errors: for each of them, the error that the skipped steps after it were predicted
             to add to the final sample, in the unit of the tolerance; NaN: no prediction.
     """

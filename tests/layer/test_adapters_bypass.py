@@ -69,6 +69,38 @@ def test_the_call_runs_uncached_and_says_why(name, extra, said, granularity):
     assert sum(stats["bypasses"].values()) == 12
 
 
+@pytest.mark.parametrize("granularity", ["module", "stack"])
+@pytest.mark.parametrize("name", ["sd3", "pixart"])
+def test_feed_forwards_in_chunks(name, granularity):
+    """A cached module is then called in pieces; the stack does not mind."""
+    case, model = BY_NAME[name], BY_NAME[name].model()
+    for block in model.transformer_blocks:
+        block.set_chunk_feed_forward(1, 0)
+    expected = case.draw(model)
+    apply_foca_cache(model, FoCaCacheConfig(cache_interval=4, granularity=granularity))
+    if granularity == "stack":
+        case.draw(model)
+        assert foca_cache_stats(model)["skipped_steps"] > 0
+        return
+    with pytest.warns(UserWarning, match="runs uncached: forward chunking"):
+        assert torch.equal(case.draw(model), expected)
+    assert foca_cache_stats(model)["skipped_steps"] == 0
+
+
+def test_sums_over_float16_features_keep_their_range():
+    """Every feature fits, their sum does not."""
+    case, model = BY_NAME["pixart"], BY_NAME["pixart"].model()
+    for block in model.transformer_blocks:
+        block.ff.net[2].bias.data.fill_(4e4)
+        block.scale_shift_table.data[5] = 1e-4
+    model.half()
+    apply_foca_cache(model, FoCaCacheConfig(cache_interval=4, granularity="module"))
+    assert case.draw(model, dtype=torch.float16).isfinite().all()
+    stats = foca_cache_stats(model)
+    assert stats["skipped_steps"] > 0
+    assert stats["features"] < 3 * len(model.transformer_blocks)
+
+
 @torch.no_grad()
 def test_reference_tokens_of_flux2_run_uncached():
     """They are modulated by a timestep of their own, and the call returns keys and values."""

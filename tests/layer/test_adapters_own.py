@@ -16,8 +16,9 @@ from foca_dit import (
     register_adapter,
     remove_foca_cache,
 )
+from foca_dit.adapters import registry
 from foca_dit.adapters.models import find_spec
-from foca_dit.adapters.spec import BlockGroup, Feature, LinearGates, ModelSpec
+from foca_dit.adapters.spec import BlockGroup, Feature, LinearGates, ModelSpec, SharedGates
 
 EXAMPLE = Path(__file__).parents[2] / "examples/plain_dit"
 sys.path.insert(0, str(EXAMPLE))
@@ -127,7 +128,8 @@ def _spec(**changes):
         "features": (Feature("attention", 2, "modulation"),),
         "gates": LinearGates("condition"),
     }
-    return ModelSpec(groups=(BlockGroup(**(group | changes)),), sample="x", timestep="t")
+    named = {name: changes.pop(name, own) for name, own in (("sample", "x"), ("timestep", "t"))}
+    return ModelSpec(groups=(BlockGroup(**(group | changes)),), **named)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,11 @@ def _spec(**changes):
         ({"hidden": "hidden_states"}, "argument 'hidden_states'.*does not take it"),
         ({"returns": ("x", "text")}, "argument 'text'.*does not take it"),
         ({"gates": LinearGates("temb")}, "argument 'temb'.*does not take it"),
+        ({"features": (Feature("mlp", 2),)}, "'mlp' a chunk.*names no modulation"),
+        ({"gates": SharedGates(module="mod")}, "modulation 'mod'.*no such module"),
+        ({"gates": SharedGates("condition", table="rows")}, "parameter 'rows'.*no block has it"),
+        ({"sample": "latent"}, "argument 'latent'.*forward does not take it"),
+        ({"timestep": "sigma"}, "argument 'sigma'.*forward does not take it"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused_at_once(changes, said):
@@ -151,6 +158,113 @@ def test_a_table_that_does_not_fit_is_refused_at_once(changes, said):
     with pytest.raises(ValueError, match=said):
         apply_foca_cache(model, FoCaCacheConfig(granularity="module"))
     assert _attributes(model) == before
+
+
+@pytest.mark.parametrize("partly", [False, True])
+@pytest.mark.parametrize("granularity", ["module", "stack", "output"])
+def test_blocks_that_write_to_the_stream_they_are_given(granularity, partly):
+    class InPlace(Block):
+        def forward(self, x, condition):
+            after = super().forward(x, condition)
+            return x.copy_((x + after) / 2) + (after - x) if partly else x.copy_(after)
+
+    def build(block):
+        model = tiny()
+        for each in model.blocks:
+            each.__class__ = block
+        return model
+
+    config = FoCaCacheConfig(cache_interval=4, granularity=granularity)
+    model = build(InPlace)
+    expected = draw(apply_foca_cache(tiny(), config))
+    torch.testing.assert_close(draw(apply_foca_cache(model, config)), expected)
+
+
+@pytest.mark.parametrize("what", ["block", "cached module"])
+def test_what_stands_in_two_places_is_refused_and_nothing_stays(what):
+    model = tiny()
+    if what == "block":
+        model.blocks[2] = model.blocks[0]
+    else:
+        model.blocks[2].mlp = model.blocks[0].mlp
+    before = _attributes(model)
+    with pytest.raises(ValueError, match=f"every {what} in one place"):
+        apply_foca_cache(model, CONFIG)
+    assert _attributes(model) == before
+    apply_foca_cache(model, FoCaCacheConfig(granularity="output"))
+
+
+def test_hooks_that_cannot_all_be_registered_are_taken_off_again(monkeypatch):
+    model, put = tiny(), registry._register_plainly
+
+    def failing(module, hook):
+        if module is model.blocks[1]:
+            raise RuntimeError("no more hooks")
+        put(module, hook)
+
+    before = _attributes(model)
+    monkeypatch.setattr(registry, "_register_plainly", failing)
+    with pytest.raises(RuntimeError, match="no more hooks"):
+        apply_foca_cache(model, CONFIG)
+    assert _attributes(model) == before
+
+
+@pytest.mark.parametrize("granularity", ["module", "stack"])
+def test_blocks_compiled_before_the_cache_is_applied(granularity):
+    config = FoCaCacheConfig(cache_interval=4, granularity=granularity)
+    model, expected = tiny(), draw(apply_foca_cache(tiny(), config))
+    for index, block in enumerate(model.blocks):
+        model.blocks[index] = torch.compile(block, backend="eager")
+    draw(model)
+    assert torch.equal(draw(apply_foca_cache(model, config)), expected)
+    assert foca_cache_stats(model)["skipped_steps"] > 0
+
+
+def test_a_shared_modulation_that_is_wrapped_later():
+    """As LoRA does: gates then come from the wrapper, whenever it was put there."""
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return 3 * self.inner(x)
+
+    class Sharing(PlainDiT):
+        def __init__(self):
+            super().__init__()
+            self.modulate = torch.nn.Linear(32, 6 * 32)
+            for block in self.blocks:
+                block.modulation = torch.nn.Identity()
+
+        def forward(self, x, t):
+            rows = self.modulate(t[:, None].expand(-1, 32) / 1000)
+            stream = self.embed(x)
+            for block in self.blocks:
+                stream = block(stream, rows)
+            return self.head(stream)
+
+    class Given(Block):
+        def forward(self, x, condition):
+            gate1, gate2 = condition[:, None].chunk(6, dim=-1)[2::3]
+            x = x + gate1 * self.attention(self.norm(x))
+            return x + gate2 * self.mlp(self.norm(x))
+
+    def build():
+        torch.manual_seed(0)
+        model = Sharing().eval()
+        for block in model.blocks:
+            block.__class__ = Given
+        return model
+
+    features = (Feature("attention", 2), Feature("mlp", 5))
+    register_adapter(Sharing, _spec(features=features, gates=SharedGates(module="modulate")))
+    early, late = build(), apply_foca_cache(build(), CONFIG)
+    for model in (early, late):
+        model.modulate = Wrapped(model.modulate)
+    assert torch.equal(draw(late), draw(apply_foca_cache(early, CONFIG)))
+    assert foca_cache_stats(late)["collapsed_skips"] == 20 - len(FULL_STEPS)
 
 
 def test_ungated_features_beside_gated_ones():

@@ -1,10 +1,13 @@
 """The life of a cache in a DiT: generations, branches, requests; never silently stale."""
 
+import contextlib
+
 import pytest
 import torch
 from models import call_dit, draw, tiny_dit
 
 from foca_dit import (
+    Adaptive,
     CacheState,
     FoCaCacheConfig,
     apply_foca_cache,
@@ -175,6 +178,83 @@ def test_guidance_switched_off_part_way():
         assert torch.equal(ours, theirs)
     (reason,) = foca_cache_stats(model)["restarts"]
     assert "fewer calls" in reason
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_guidance_switched_on_part_way_counts_from_there(granularity):
+    """Unnamed, the other prompt called first: nobody can tell which call was which before."""
+    config = FoCaCacheConfig(granularity=granularity, cache_interval=3, history_dtype=torch.float32)
+    model, named = (apply_foca_cache(tiny_dit(), config) for _ in range(2))
+    x, state = torch.randn(1, 4, 8, 8), CacheState(config)
+    labels = {"uncond": torch.tensor([10]), "cond": torch.tensor([3])}
+
+    def in_scope(t, branch):
+        with cache_scope(named, state, branch=branch):
+            return call_dit(named, [t], x, labels[branch])[0]
+
+    timesteps = [1000.0 - 20 * i for i in range(15)]
+    call_dit(model, timesteps[:7], x, labels["cond"])
+    call_dit(model, timesteps[7:8], x, labels["uncond"])  # taken for what was alone before
+    actual, expected = [], []
+    for t in timesteps[7:]:
+        for branch, label in labels.items():
+            if (t, branch) == (timesteps[7], "uncond"):
+                continue
+            actual += call_dit(model, [t], x, label)
+            expected.append(in_scope(t, branch))
+    torch.testing.assert_close(actual, expected)
+    assert foca_cache_stats(model)["restarts"] == {"a step had more calls than the one before": 1}
+    assert foca_cache_stats(named, state)["skipped_steps"] > 4
+
+
+def test_one_call_again_and_again_does_not_fill_memory():
+    model = apply_foca_cache(tiny_dit(), FoCaCacheConfig(granularity="module"))
+    held = [(call_dit(model, [500.0], torch.randn(1, 4, 8, 8)), foca_cache_stats(model)["nbytes"])]
+    x = torch.randn(1, 4, 8, 8)
+    for _ in range(40):
+        call_dit(model, [500.0], x)
+        held.append((None, foca_cache_stats(model)["nbytes"]))
+    assert max(nbytes for _, nbytes in held) == 8 * held[0][1]
+    assert any("more than 8 calls" in reason for reason in foca_cache_stats(model)["restarts"])
+
+
+@pytest.mark.parametrize("scoped", [False, True])
+def test_a_call_whose_decision_fails_can_be_run_again(scoped):
+    broken = []
+
+    def reduce(defects):
+        if broken:
+            raise RuntimeError("a rank timed out")
+
+    config = FoCaCacheConfig(schedule=Adaptive(tol=1e-9, reduce=reduce), granularity="stack")
+    model, fresh = (apply_foca_cache(tiny_dit(), config) for _ in range(2))
+    state, x = CacheState(config), torch.randn(1, 4, 8, 8)
+    timesteps = [1000.0 - 50 * i for i in range(12)]
+    expected = call_dit(fresh, timesteps, x)
+    for step, t in enumerate(timesteps):
+        with cache_scope(model, state) if scoped else contextlib.nullcontext():
+            if step == 6:
+                broken.append(True)
+                with pytest.raises(RuntimeError, match="timed out"):
+                    call_dit(model, [t], x)
+                broken.clear()
+            assert torch.equal(call_dit(model, [t], x)[0], expected[step])
+    stats = foca_cache_stats(model, state if scoped else None)
+    assert stats["restarts"] == {}
+    assert stats["full_steps"] == 12
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_state_serves_one_model(granularity):
+    config = FoCaCacheConfig(granularity=granularity)
+    first, second = (apply_foca_cache(tiny_dit(), config) for _ in range(2))
+    state = CacheState(config)
+    with cache_scope(first, state):
+        call_dit(first, [900.0], torch.randn(1, 4, 8, 8))
+    with pytest.raises(ValueError, match="a CacheState per request and model"):
+        cache_scope(second, state).__enter__()
+    with cache_scope(first, state):
+        call_dit(first, [800.0], torch.randn(1, 4, 8, 8))
 
 
 def test_a_time_variable_that_stands_still_is_refused():

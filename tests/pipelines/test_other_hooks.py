@@ -7,6 +7,7 @@ import torch
 from diffusers import FasterCacheConfig, FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
 from diffusers.hooks import HookRegistry, LayerSkipConfig, TaylorSeerCacheConfig
 from diffusers.hooks.layer_skip import _apply_layer_skip_hook
+from generic_cases import GENERIC, build
 from lanes import cases
 from models import draw_flux, tiny_flux
 from test_guidance import _contexts
@@ -58,6 +59,16 @@ def test_a_cache_of_diffusers_enabled_later_makes_calls_run_without_ours(case, g
     model.disable_cache()
     case.draw(model)
     assert foca_cache_stats(model)["skipped_steps"] == 7
+
+
+@pytest.mark.parametrize("name", ["LatteTransformer3DModel", "Kandinsky5Transformer3DModel"])
+def test_one_that_is_enabled_later_is_seen_in_every_class(name):
+    _, arguments, unit, granularities = GENERIC[name]
+    model = apply_foca_cache(build(name), FoCaCacheConfig(granularity=granularities[0]))
+    model.enable_cache(CACHES["PyramidAttentionBroadcast"]())
+    with torch.no_grad(), pytest.warns(UserWarning, match="PyramidAttentionBroadcast of diffusers"):
+        model(**arguments, timestep=torch.full((1,), 0.5 * unit))
+    assert foca_cache_stats(model)["full_steps"] == 0
 
 
 @pytest.mark.parametrize("granularity", ["module", "stack", "output"])

@@ -150,7 +150,7 @@ class BlockHook(Hook):
             values = tuple(arguments[name] for name in self.group.returns)
             return values if len(values) > 1 else values[0]
         if self.first and self.stack:
-            call.stack_input = stream
+            call.stack_input = stream.clone()  # blocks may write to it
         output = run(*args, **kwargs)
         if self.last and self.stack:
             self._commit_stack(call.histories, output)

@@ -114,20 +114,20 @@ def on_meta(model: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-def account(
+def accounts(
     model: torch.nn.Module,
     spec: ModelSpec,
-    granularity: str,
+    granularities: Sequence[str],
     inputs: Mapping[str, Any],
     config: FoCaCacheConfig,
     mixed: Sequence[frozenset[int]] = (),
-) -> Account:
-    """Counts one granularity.
+) -> tuple[Account, ...]:
+    """Counts one granularity after the other.
 
     Args:
         model: a model on the meta device without a cache; it is left as it was.
         spec: its table.
-        granularity: one of the spec's.
+        granularities: out of the spec's.
         inputs: the arguments of one call of the model; tensors are taken for their shapes.
         config: scheme and storage of the histories.
         mixed: for every step in which some features are computed and some forecast, those computed.
@@ -135,44 +135,14 @@ def account(
     Raises:
         ValueError: the call fails on the meta device.
     """
-    state = CacheState(config)
-    scheme = _of_two_steps(state.settings.scheme.history_size)
-    state.settings = replace(state.settings, scheme=scheme)
     arguments = {name: _on_meta(value) for name, value in inputs.items()}
     try:
-        with torch.no_grad(), Allocated() as uncached:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, Allocated() as uncached:
             model(**arguments)
-        install(model, spec, granularity, state, NoiseLevels())
-        hook = find_hook(model)
-        assert isinstance(hook, ModelHook)
-        histories = _Chosen(state.settings, hook.features, state.stats)
-
-        def run(step: int, mode: Mode, due: frozenset[int] = frozenset()) -> None:
-            histories.begin(step, [0.0, 1.0])
-            histories.due_features = due
-            with torch.no_grad():
-                hook.perform(histories, mode, state, arguments)
-
-        def flops(step: int, mode: Mode, due: frozenset[int] = frozenset()) -> int:
-            with FlopCounterMode(display=False) as counter:
-                run(step, mode, due)
-            return int(counter.get_total_flops())
-
-        full, skipped = flops(0, "full"), flops(1, "skip")
-        with Allocated() as cached:  # the histories stand by now, and beside them
-            run(0, "full")
-            run(1, "skip")
-        by_pattern = {due: flops(1, "modules", due) for due in set(mixed)}
-        sample = as_batch(arguments.get(spec.sample))
-        watched = min(sample.numel(), FINGERPRINT_SIZE) if isinstance(sample, torch.Tensor) else 0
-        return Account(
-            granularity,
-            hook.features,
-            histories.nbytes,
-            full,
-            skipped,
-            peak_nbytes=histories.nbytes + max(cached.peak - uncached.peak, 0) + 4 * watched,
-            mixed_flops=tuple(by_pattern[due] for due in mixed),
+        full = int(counter.get_total_flops())
+        return tuple(
+            _account(model, spec, name, arguments, config, mixed, full, uncached.peak)
+            for name in granularities
         )
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(
@@ -182,6 +152,55 @@ def account(
         ) from error
     finally:
         uninstall(model)
+
+
+def _account(
+    model: torch.nn.Module,
+    spec: ModelSpec,
+    granularity: str,
+    arguments: dict[str, Any],
+    config: FoCaCacheConfig,
+    mixed: Sequence[frozenset[int]],
+    full_flops: int,
+    uncached_peak: int,
+) -> Account:
+    state = CacheState(config)
+    scheme = _of_two_steps(state.settings.scheme.history_size)
+    state.settings = replace(state.settings, scheme=scheme)
+    install(model, spec, granularity, state, NoiseLevels())
+    hook = find_hook(model)
+    assert isinstance(hook, ModelHook)
+    histories = _Chosen(state.settings, hook.features, state.stats)
+
+    def run(step: int, mode: Mode, due: frozenset[int] = frozenset()) -> None:
+        histories.begin(step, [0.0, 1.0])
+        histories.due_features = due
+        with torch.no_grad():
+            hook.perform(histories, mode, state, arguments)
+
+    def flops(mode: Mode, due: frozenset[int] = frozenset()) -> int:
+        with FlopCounterMode(display=False) as counter:
+            run(1, mode, due)
+        return int(counter.get_total_flops())
+
+    run(0, "full")
+    skipped = flops("skip")
+    with Allocated() as cached:  # the histories stand by now, and beside them
+        run(0, "full")
+        run(1, "skip")
+    by_pattern = {due: flops("modules", due) for due in set(mixed)}
+    sample = as_batch(arguments.get(spec.sample))
+    watched = min(sample.numel(), FINGERPRINT_SIZE) if isinstance(sample, torch.Tensor) else 0
+    uninstall(model)
+    return Account(
+        granularity,
+        hook.features,
+        histories.nbytes,
+        full_flops,
+        skipped,
+        peak_nbytes=histories.nbytes + max(cached.peak - uncached_peak, 0) + 4 * watched,
+        mixed_flops=tuple(by_pattern[due] for due in mixed),
+    )
 
 
 def _of_two_steps(size: int) -> Tabulated:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_any
 
 from foca_dit.adapters import registry
 from foca_dit.adapters.block_hooks import Call, Mode
-from foca_dit.adapters.layout import Layout, Located
+from foca_dit.adapters.layout import Layout, Located, Shared
 from foca_dit.adapters.output import OutputShape
 from foca_dit.adapters.registry import Hook
 from foca_dit.adapters.spec import ModelSpec, as_batch, is_list_of_tensors
@@ -29,13 +30,7 @@ from foca_dit.history import FeatureHistories
 from foca_dit.state import CacheState
 from foca_dit.stats import CacheStats
 
-# The children of a block that diffusers' caches and layer skips put hooks on.
-_REPLACEABLE = (
-    *("attn", "attn1", "attn2", "self_attn"),
-    *("ff", "ffn", "feed_forward", "ff_context", "img_mlp", "txt_mlp"),
-)
-
-
+_moving = threading.Lock()  # threads that begin at once move a hook once
 _UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 
 
@@ -76,7 +71,8 @@ class ModelHook(Hook):
         self._first = state
         self._own = _Own(state, threading.get_ident())
         self._pipeline: Callable[[], Any] = _nothing
-        self.placed: list[tuple[Located, torch.nn.Module]] = []  # where the feature hooks are
+        # Where the hooks are that may have to follow a module's replacement.
+        self.placed: list[tuple[Located | Shared, torch.nn.Module]] = []
         self.collapse = True  # False: skip module by module, to compare
         self.call = Call()
         self.scope = _Scope()
@@ -171,7 +167,9 @@ class ModelHook(Hook):
         if self.granularity == "output":
             return self._cached_output(histories, run, args, kwargs)
         output = run(*args, **kwargs)
-        dtype = state.settings.kept_as(self.call.dtype)
+        # A sum of float16 features may leave their range.
+        of = torch.float32 if self.call.dtype == torch.float16 else self.call.dtype
+        dtype = state.settings.kept_as(of)
         for slot, total in self.call.sums.items():
             histories.commit(slot, total.to(dtype))
         return output
@@ -217,25 +215,21 @@ class ModelHook(Hook):
             return "gradients are enabled: call the model under torch.no_grad()"
         if (name := self.spec.forbidden(bound)) is not None:
             return f"the call passes {name}, which feeds something in between the blocks"
-        for module in self._watched():
-            if (other := registry.replaced_by(module)) is not None:
-                return f"{other} of diffusers replaces what the blocks compute"
+        for block in self._blocks:
+            for module in (block, *block.children()):
+                if (other := registry.replaced_by(module)) is not None:
+                    return f"{other} of diffusers replaces what the blocks compute"
+            if self.granularity == "module" and getattr(block, "_chunk_size", None) is not None:
+                return "forward chunking runs the blocks' feed-forwards in pieces"
         return None
-
-    def _watched(self) -> Iterator[torch.nn.Module]:
-        """The blocks and what diffusers' other techniques replace in them."""
-        for _, block in self.layout.blocks:
-            yield block
-            for name in _REPLACEABLE:
-                if isinstance(module := block._modules.get(name), torch.nn.Module):
-                    yield module
 
     def _follow_modules(self, root: torch.nn.Module) -> None:
         """Moves hooks to modules that now stand in the place of others: LoRA loaded or unloaded."""
-        for index, (located, was) in enumerate(self.placed):
-            if (now := located.module) is not was:
-                registry.move(root, was, now)
-                self.placed[index] = located, now
+        with _moving:
+            for index, (located, was) in enumerate(self.placed):
+                if (now := located.module) is not was:
+                    registry.move(root, was, now)
+                    self.placed[index] = located, now
 
     def belong_to(self, pipeline: Any) -> None:
         """Follows the pipeline's scheduler, and does not keep the pipeline alive."""
@@ -258,6 +252,8 @@ class ModelHook(Hook):
 
     def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
         self._root = module
+        lists = (part for part in module.modules() if isinstance(part, torch.nn.ModuleList))
+        self._blocks = [b for _, b in self.layout.blocks] or list(itertools.chain(*lists))
         return module
 
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
@@ -274,7 +270,7 @@ class ModelHook(Hook):
         for name, value in self.__dict__.items():
             if name not in own:
                 copied.__dict__[name] = copy.deepcopy(value, memo)
-        state = self._first.anew()
+        state = self._first.anew_for(copied._root)
         copied._first, copied._own = state, _Own(state, threading.get_ident())
         copied.scope, copied._signature = _Scope(), None
         pipeline = self._pipeline()

@@ -11,7 +11,7 @@ import torch
 from foca_dit.adapters import registry
 from foca_dit.adapters.block_hooks import BlockHook, CaptureHook, FeatureHook
 from foca_dit.adapters.hooks import ModelHook, find_hook
-from foca_dit.adapters.layout import device_of, lay_out
+from foca_dit.adapters.layout import Shared, device_of, lay_out
 from foca_dit.adapters.spec import ModelSpec, SharedGates
 from foca_dit.clock import NoiseLevels
 from foca_dit.schedules import StepMask
@@ -55,8 +55,10 @@ def install(
             hooks.append((block, BlockHook(root.call, layout, position, granularity == "stack")))
     if granularity == "module":
         for path in _captured(spec):
-            hooks.append((model.get_submodule(path), CaptureHook(root.call, path)))
-    state.attach(root.features, levels)
+            shared = Shared(model, path)
+            hooks.append((shared.module, CaptureHook(root.call, path)))
+            root.placed.append((shared, shared.module))
+    state.attach(model, root.features, levels)
     registry.register(model, hooks)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,6 +39,18 @@ class Located:
         return self.block.get_submodule(self.feature.module)
 
 
+@dataclass(frozen=True)
+class Shared:
+    """A modulation outside the blocks, found in a model."""
+
+    root: torch.nn.Module
+    path: str
+
+    @property
+    def module(self) -> torch.nn.Module:
+        return self.root.get_submodule(self.path)
+
+
 @dataclass
 class Layout:
     """The histories of one granularity of one model.
@@ -63,11 +75,19 @@ class Layout:
 
 def blocks_of(model: torch.nn.Module, spec: ModelSpec) -> list[tuple[BlockGroup, torch.nn.Module]]:
     """All blocks of a model with their groups, in the order in which they run."""
-    return [
-        (group, block)
-        for group in spec.groups
-        for block in model.get_submodule(group.path).children()
-    ]
+    return [(group, block) for group in spec.groups for block in _listed(model, group.path)]
+
+
+def _listed(model: torch.nn.Module, path: str) -> list[torch.nn.Module]:
+    """The blocks of one list, each as often as it stands there, without torch.compile's wrapper."""
+    modules = model.get_submodule(path)._modules.values()
+    return [uncompiled(module) for module in modules if module is not None]
+
+
+def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
+    """The module inside what `torch.compile` returns."""
+    original = getattr(module, "_orig_mod", None)
+    return original if isinstance(original, torch.nn.Module) else module
 
 
 def device_of(module: torch.nn.Module) -> torch.device | None:
@@ -96,6 +116,8 @@ def lay_out(
     """
     check(model, spec)
     layout = Layout(blocks_of(model, spec), new_stream=spec.new_stream)
+    if granularity != "output":
+        _check_distinct(model, [block for _, block in layout.blocks], "block")
     if granularity != "module":
         layout.slots = [Slot(BlockGroup("", "", ()))]
         layout.stages = {0: [0]}
@@ -118,7 +140,16 @@ def lay_out(
                     layout.slots.append(slot)
                 targets.append(Destination(known[stage, key], by_table))
             layout.located.append(Located(group, block, feature, tuple(targets)))
+    _check_distinct(model, [located.module for located in layout.located], "cached module")
     return layout
+
+
+def _check_distinct(model: torch.nn.Module, modules: list[torch.nn.Module], what: str) -> None:
+    if len(set(map(id, modules))) < len(modules):
+        raise ValueError(
+            f"foca_dit: {type(model).__name__}: expected every {what} in one place, got one that "
+            "stands in several: its calls could not be told apart"
+        )
 
 
 def _keys(
@@ -147,29 +178,63 @@ def _has(block: torch.nn.Module, path: str) -> bool:
         return False
 
 
+def _has_parameter(block: torch.nn.Module, path: str) -> bool:
+    try:
+        return isinstance(block.get_parameter(path), torch.nn.Parameter)
+    except AttributeError:
+        return False
+
+
 def check(model: torch.nn.Module, spec: ModelSpec) -> None:
     """Checks that a table fits a model.
 
     Raises:
-        ValueError: it names a list, module or argument that is not there.
+        ValueError: it names a list, module, parameter or argument that is not there.
     """
+    for what, why in _misfits(model, spec):
+        raise ValueError(f"foca_dit: the adapter of {type(model).__name__} {what}: {why}")
+
+
+def _misfits(model: torch.nn.Module, spec: ModelSpec) -> Iterator[tuple[str, str]]:
+    """What a table says of a model, and why it is not so."""
+    given = inspect.signature(type(model).forward).parameters
+    if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in given.values()):
+        for name in {spec.sample, spec.timestep} - set(given):
+            yield f"names the model's argument '{name}'", "its forward does not take it"
     first: set[str] = set()
     for group in spec.groups:
-        blocks = list(model.get_submodule(group.path).children()) if _has(model, group.path) else []
+        blocks = _listed(model, group.path) if _has(model, group.path) else []
         if not blocks:
-            raise _misfit(model, f"names the blocks '{group.path}'", "the model has no such list")
-        for feature in group.features:
-            for name in filter(None, (feature.module, feature.modulation)):
-                if not (feature.optional or any(_has(block, name) for block in blocks)):
-                    what = f"names the module '{name}' in the blocks of '{group.path}'"
-                    raise _misfit(model, what, "no block has it")
+            yield f"names the blocks '{group.path}'", "the model has no such list"
+        yield from _misfits_of_modules(model, group, blocks)
         taken = set(inspect.signature(type(blocks[0]).forward).parameters)
         first = first or taken  # a skipped step computes all gates in the first block
         for name in (group.hidden, *group.returns, *_read(group)):
             if name not in (taken & first if name in _read(group) else taken):
-                what = f"names the argument '{name}' of the blocks of '{group.path}'"
                 lacks = type(blocks[0]).__name__ if name not in taken else "the model's first block"
-                raise _misfit(model, what, f"{lacks} does not take it")
+                what = f"names the argument '{name}' of the blocks of '{group.path}'"
+                yield what, f"{lacks} does not take it"
+
+
+def _misfits_of_modules(
+    model: torch.nn.Module, group: BlockGroup, blocks: list[torch.nn.Module]
+) -> Iterator[tuple[str, str]]:
+    gates = group.gates
+    for feature in group.features:
+        for name in filter(None, (feature.module, feature.modulation)):
+            if not (feature.optional or any(_has(block, name) for block in blocks)):
+                yield (
+                    f"names the module '{name}' in the blocks of '{group.path}'",
+                    "no block has it",
+                )
+        if isinstance(gates, LinearGates) and feature.chunk is not None and not feature.modulation:
+            yield f"gives '{feature.module}' a chunk of a Linear", "it names no modulation"
+    if isinstance(gates, SharedGates):
+        if gates.module and not _has(model, gates.module):
+            yield f"names the modulation '{gates.module}'", "the model has no such module"
+        if gates.table and not any(_has_parameter(block, gates.table) for block in blocks):
+            what = f"names the parameter '{gates.table}' in the blocks of '{group.path}'"
+            yield what, "no block has it"
 
 
 def _read(group: BlockGroup) -> list[str]:
@@ -178,7 +243,3 @@ def _read(group: BlockGroup) -> list[str]:
     if isinstance(gates, LinearGates):
         return [gates.conditioning] if isinstance(gates.conditioning, str) else []
     return [gates.argument] if gates is not None and gates.argument else []
-
-
-def _misfit(model: torch.nn.Module, what: str, why: str) -> ValueError:
-    return ValueError(f"foca_dit: the adapter of {type(model).__name__} {what}: {why}")

@@ -84,7 +84,16 @@ def is_of_diffusers(model: torch.nn.Module) -> bool:
 
 
 def register(root: torch.nn.Module, hooks: list[tuple[torch.nn.Module, Hook]]) -> None:
-    """Puts hooks on modules of the model `root`, at most one on each."""
+    """Puts hooks on modules of the model `root`, at most one on each: all or none."""
+    try:
+        _register(root, hooks)
+    except BaseException:
+        for module, _ in hooks:
+            _remove_from(module)
+        raise
+
+
+def _register(root: torch.nn.Module, hooks: list[tuple[torch.nn.Module, Hook]]) -> None:
     if not is_of_diffusers(root):
         for module, hook in hooks:
             _register_plainly(module, hook)

@@ -82,12 +82,12 @@ def recording(model: torch.nn.Module, granularity: str, sink: Sink) -> Iterator[
             cache already.
     """
     config = FoCaCacheConfig(cache_interval=1, granularity=granularity)
-    apply_foca_cache(model, config)
+    model = apply_foca_cache(model, config)
     try:
         hook = find_hook(model)
         assert hook is not None
         state = Recording(config, sink)
-        state.attach(hook.features, hook.state.levels)
+        state.attach(model, hook.features, hook.state.levels)
         hook.state = state
         yield state
     finally:

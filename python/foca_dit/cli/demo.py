@@ -147,7 +147,8 @@ def load(folder: Path) -> tuple[torch.nn.Module, Any]:
             f"DiTTransformer2DModel, got {type(trained.model).__name__} in {folder}: from Python "
             "every supported model can be tuned (docs/tune.md, From Python)"
         )
-    return trained.model.to(memory_format=torch.channels_last), trained.scheduler
+    model = trained.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model, trained.scheduler
 
 
 def measure(model: torch.nn.Module, scheduler: Any, args: argparse.Namespace) -> list[Row]:
