@@ -153,8 +153,10 @@ class CacheState:
         Raises:
             ValueError: it is already in use with another model, or another number of features.
         """
-        known = model if self._model is None else self._model()
-        if self.features not in (None, features) or known not in (None, model):
+        known = None if self._model is None else self._model()
+        if known is None:
+            self._forget_all()  # nothing yet, or the histories of a model that is gone
+        elif known is not model or self.features != features:
             raise ValueError(
                 f"CacheState: expected the model that it is in use with ({type(known).__name__}, "
                 f"{self.features} features), got another ({type(model).__name__}, {features} "
@@ -310,19 +312,18 @@ class CacheState:
             # Guidance was switched off part-way, or a generation was given up at its first step and
             # begun anew at the same timestep, which looked like one more branch.
             return "a step had fewer calls than the one before"
-        first = self._branches.get("0")
-        new = name not in self._branches
-        if new and len(self._branches) >= MOST_BRANCHES:
+        if name in self._branches:
+            return None
+        if len(self._branches) >= MOST_BRANCHES:
             return f"more than {MOST_BRANCHES} calls came with the same timestep"
-        if new and first and first.trajectory.step > 0 and not first.is_evaluated_twice(timestep):
-            # Guidance was switched on part-way, or a step is repeated: which call was which before?
-            return MORE_CALLS
+        first = self._branches.get("0")
+        if first is None or first.is_evaluated_twice(timestep):
+            return None
         # Guidance branches of one step are given one and the same sample.
-        if new and first is not None and not first.trajectory.saw(sample):
-            if first.is_evaluated_twice(timestep):
-                return None
+        if not first.trajectory.saw(sample):
             return "the same timestep came with another sample"
-        return None
+        # Guidance was switched on part-way, or a step is repeated: which call was which before?
+        return MORE_CALLS if first.trajectory.step > 0 else None
 
     def _restart(self, reason: str, timestep: float, name: str, counted: bool) -> None:
         if not self._restartable and reason in OUT_OF_ORDER:

@@ -1,6 +1,7 @@
 """The life of a cache in a DiT: generations, branches, requests; never silently stale."""
 
 import contextlib
+import gc
 
 import pytest
 import torch
@@ -255,6 +256,11 @@ def test_a_state_serves_one_model(granularity):
         cache_scope(second, state).__enter__()
     with cache_scope(first, state):
         call_dit(first, [800.0], torch.randn(1, 4, 8, 8))
+    del first
+    gc.collect()
+    with cache_scope(second, state):
+        assert state.nbytes == 0
+        call_dit(second, [700.0], torch.randn(1, 4, 8, 8))
 
 
 def test_a_time_variable_that_stands_still_is_refused():
