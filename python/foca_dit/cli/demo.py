@@ -130,8 +130,8 @@ def run(args: argparse.Namespace) -> int:
 def load(folder: Path) -> tuple[torch.nn.Module, Any]:
     """A trained class-conditional image model in float32, and its scheduler.
 
-    Its convolutions are laid out channels last, which gives the same values: on a CPU the patch
-    embedding, which every skipped step computes, is then two to three times as fast.
+    Its convolutions are laid out channels last: on a CPU the patch embedding, which every skipped
+    step computes too, then gives the same values faster.
 
     Raises:
         FileNotFoundError: the folder has no model.
