@@ -12,8 +12,10 @@ import torch
 import foca_kernels
 from foca_dit.adapters.layout import uncompiled
 from foca_dit.adapters.models import find_spec, register_adapter
+from foca_dit.adapters.spec import ModelSpec
 from foca_dit.clock import NoiseLevels
 from foca_dit.config import FoCaCacheConfig, checked
+from foca_dit.schemes.base import fault
 from foca_dit.state import CacheState
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def apply_foca_cache(
     from foca_dit.adapters import hooks, install, registry
 
     config = checked(config, "apply_foca_cache")
-    model, scheduler = _transformer(model_or_pipeline)
+    model, scheduler = transformer_of("foca_dit", model_or_pipeline)
     spec = find_spec(model)
     if hooks.find_hook(model) is not None:
         raise ValueError(
@@ -64,16 +66,9 @@ def apply_foca_cache(
             "before applying another"
         )
     settings = config.resolve()
-    granularity = settings.granularity
     if settings.scheme.origin is not None:
-        settings.scheme.origin.check(model, granularity, scheduler)
-    if granularity not in spec.granularities:
-        if config.granularity is not None:
-            raise ValueError(
-                f"foca_dit: argument 'config': expected a granularity out of {spec.granularities} "
-                f"for {type(model).__name__}, got {granularity!r}"
-            )
-        granularity = spec.granularities[0]  # a preset's wish, not the user's
+        settings.scheme.origin.check(model, settings.granularity, scheduler)
+    granularity = granularity_of("foca_dit", model, spec, config)
     for module in model.modules():
         if (other := registry.replaced_by(module)) is not None:
             raise ValueError(
@@ -163,24 +158,36 @@ def cache_scope(
         scope.active, scope.state, scope.branch = before
 
 
-def _transformer(model_or_pipeline: Any) -> tuple[torch.nn.Module, Any]:
-    """The transformer, and the scheduler if a pipeline was given."""
+def transformer_of(owner: str, model_or_pipeline: Any) -> tuple[torch.nn.Module, Any]:
+    """The transformer, and the scheduler if a pipeline was given to `owner`."""
     if isinstance(model_or_pipeline, torch.nn.Module):
         return uncompiled(model_or_pipeline), None
     transformer = getattr(model_or_pipeline, "transformer", None)
     if isinstance(transformer, torch.nn.Module):
         return uncompiled(transformer), getattr(model_or_pipeline, "scheduler", None)
-    raise TypeError(
-        "foca_dit: argument 'model_or_pipeline': expected a transformer or a pipeline that has one "
-        f"as .transformer, got {type(model_or_pipeline).__name__}"
-    )
+    expected = "a transformer or a pipeline that has one as .transformer"
+    got = type(model_or_pipeline).__name__
+    raise TypeError(fault(owner, "model_or_pipeline", expected, got))
+
+
+def granularity_of(
+    owner: str, model: torch.nn.Module, spec: ModelSpec, config: FoCaCacheConfig
+) -> str:
+    """The granularity that a model is cached at under a configuration given to `owner`."""
+    wanted = config.resolve().granularity
+    if wanted in spec.granularities:
+        return wanted
+    if config.granularity is None:
+        return spec.granularities[0]  # a preset's wish, not the user's
+    expected = f"a granularity out of {spec.granularities} for {type(model).__name__}"
+    raise ValueError(fault(owner, "config", expected, repr(wanted)))
 
 
 def _cached(model_or_pipeline: Any) -> tuple[torch.nn.Module, ModelHook]:
     """The transformer and its cache."""
     from foca_dit.adapters import hooks
 
-    model, _ = _transformer(model_or_pipeline)
+    model, _ = transformer_of("foca_dit", model_or_pipeline)
     hook = hooks.find_hook(model)
     if hook is None:
         raise ValueError(
@@ -192,6 +199,4 @@ def _cached(model_or_pipeline: Any) -> tuple[torch.nn.Module, ModelHook]:
 
 def _check_state(name: str, state: Any) -> None:
     if not (state is None or isinstance(state, CacheState)):
-        raise TypeError(
-            f"{name}: argument 'state': expected a CacheState or None, got {type(state).__name__}"
-        )
+        raise TypeError(fault(name, "state", "a CacheState or None", type(state).__name__))

@@ -11,7 +11,7 @@ import torch
 
 from foca_dit import schemes, times
 from foca_dit.schedules import Adaptive, FullSteps, Interval, Schedule
-from foca_dit.schemes.base import require_int
+from foca_dit.schemes.base import fault, require_int
 from foca_dit.tuned import TunedPlan
 
 GRANULARITIES = ("module", "stack", "output")
@@ -151,11 +151,9 @@ class FoCaCacheConfig:
             "time",
             "tol",
         ):
-            if getattr(self, name) not in (None, getattr(plan.origin, name, None)):
-                raise ValueError(
-                    f"FoCaCacheConfig: argument '{name}': expected None beside a plan (the plan "
-                    f"decides alone), got {getattr(self, name)!r}"
-                )
+            value = getattr(self, name)
+            if value not in (None, getattr(plan.origin, name, None)):
+                raise ValueError(_fault(name, "None beside a plan (it decides alone)", value))
         return Settings(
             scheme=plan.scheme,
             schedule=FullSteps(plan.plan.full_steps),
@@ -171,8 +169,7 @@ class FoCaCacheConfig:
             return schemes.get(scheme)
         if not isinstance(scheme, schemes.Scheme):
             raise TypeError(
-                f"FoCaCacheConfig: argument 'scheme': expected a name out of {schemes.names()} "
-                f"or a Scheme, got {scheme!r}"
+                _fault("scheme", f"a name out of {schemes.names()} or a Scheme", scheme)
             )
         return scheme
 
@@ -180,15 +177,11 @@ class FoCaCacheConfig:
         if self.schedule is None:
             return self._interval(default)
         if not isinstance(self.schedule, Schedule):
-            raise TypeError(
-                f"FoCaCacheConfig: argument 'schedule': expected a Schedule, got {self.schedule!r}"
-            )
+            raise TypeError(_fault("schedule", "a Schedule", self.schedule))
         for name in ("cache_interval", "disable_cache_after_step", "tol"):
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"FoCaCacheConfig: argument '{name}': expected None beside a schedule of your "
-                    f"own (the schedule decides alone), got {getattr(self, name)!r}"
-                )
+            if (value := getattr(self, name)) is not None:
+                expected = "None beside a schedule of your own (it decides alone)"
+                raise ValueError(_fault(name, expected, value))
         return self.schedule
 
     def _interval(self, default: Adaptive | Interval) -> Schedule:
@@ -200,10 +193,8 @@ class FoCaCacheConfig:
             require_int(name, "disable_cache_after_step", tail, 0)
         if self.cache_interval is not None:
             if self.tol is not None:
-                raise ValueError(
-                    "FoCaCacheConfig: argument 'cache_interval': expected None beside 'tol' (the "
-                    f"interval is then adaptive), got {self.cache_interval!r}"
-                )
+                expected = "None beside 'tol' (the interval is then adaptive)"
+                raise ValueError(_fault("cache_interval", expected, self.cache_interval))
             default = Interval(require_int(name, "cache_interval", self.cache_interval, 1))
         elif self.tol is not None:
             default = Adaptive(tol=self.tol)
@@ -221,9 +212,7 @@ def checked(config: FoCaCacheConfig | None, name: str) -> FoCaCacheConfig:
     if config is None:
         return FoCaCacheConfig()
     if not isinstance(config, FoCaCacheConfig):
-        raise TypeError(
-            f"{name}: argument 'config': expected a FoCaCacheConfig, got {type(config).__name__}"
-        )
+        raise TypeError(fault(name, "config", "a FoCaCacheConfig", type(config).__name__))
     return config
 
 
@@ -234,6 +223,8 @@ def _or(value: Any, default: Any) -> Any:
 def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(
-            f"FoCaCacheConfig: argument '{name}': expected one of {listed}, got {value!r}"
-        )
+        raise ValueError(_fault(name, f"one of {listed}", value))
+
+
+def _fault(name: str, expected: str, value: object) -> str:
+    return fault("FoCaCacheConfig", name, expected, repr(value))

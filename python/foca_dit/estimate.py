@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from foca_dit.api import granularity_of, transformer_of
 from foca_dit.config import FoCaCacheConfig, checked
 from foca_dit.schedules import StepMask
+from foca_dit.schemes.base import fault
 
 if TYPE_CHECKING:
     from foca_dit.adapters.dry_run import Account
@@ -157,15 +159,7 @@ def plan_foca_cache(
     from foca_dit.adapters.hooks import find_hook
     from foca_dit.adapters.models import find_spec
 
-    model = model_or_pipeline
-    if not isinstance(model, torch.nn.Module):
-        model = getattr(model, "transformer", None)
-    model = getattr(model, "_orig_mod", model)  # of torch.compile
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(
-            "plan_foca_cache: argument 'model_or_pipeline': expected a transformer or a pipeline "
-            f"that has one as .transformer, got {type(model_or_pipeline).__name__}"
-        )
+    model, _ = transformer_of("plan_foca_cache", model_or_pipeline)
     config = checked(config, "plan_foca_cache")
     settings, spec = config.resolve(), find_spec(model)
     if find_hook(model) is not None:
@@ -174,17 +168,8 @@ def plan_foca_cache(
         )
     for name, value in (("steps", steps), ("branches", branches)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"plan_foca_cache: argument '{name}': expected an integer >= 1, got {value!r}"
-            )
-    chosen = settings.granularity
-    if chosen not in spec.granularities:
-        if config.granularity is not None:
-            raise ValueError(
-                "plan_foca_cache: argument 'config': expected a granularity out of "
-                f"{spec.granularities} for {type(model).__name__}, got {chosen!r}"
-            )
-        chosen = spec.granularities[0]  # a preset's wish, not the user's
+            raise ValueError(fault("plan_foca_cache", name, "an integer >= 1", repr(value)))
+    chosen = granularity_of("plan_foca_cache", model, spec, config)
     empty, schedule = on_meta(model), settings.schedule
     if isinstance(schedule, StepMask):
         full, one = _masked(empty, spec, chosen, inputs, config, schedule, steps)

@@ -52,15 +52,14 @@ class DefectMeter:
             self._sums[device] = torch.zeros(self._count, ROWS, device=device)
         return self._sums[device][feature]
 
-    def read(self, reduce: Any = None) -> float:
-        """The relative defect of the step: the one host read (one per device that holds features).
+    def read(self, reduce: Any = None) -> None:
+        """Notes the relative defect of the step: the one host read (one per device with features).
+
+        It is `||feature - forecast|| / ||feature||` over all features; 0 for features that are 0 as
+        forecast; not finite if they are not.
 
         Args:
             reduce: called with the sums [2] of each device before they are read.
-
-        Returns:
-            `||feature - forecast|| / ||feature||` over all features; 0 for features that are 0 as
-            forecast; not finite if they are not.
         """
         defect, norm = 0.0, 0.0
         for sums in self._sums.values():
@@ -73,4 +72,3 @@ class DefectMeter:
         if defect != 0.0:  # NaN too
             ratio = math.sqrt(defect / norm) if norm > 0.0 else math.inf
         self.defects[self._step] = ratio
-        return ratio
