@@ -54,9 +54,9 @@ $(VENV)/installed-for-tests: $(VENV)/installed requirements-test.txt
 	@touch $@
 
 # The tests also read the machine code of the CUDA kernels, where something can compile them.
-FOR_TESTS := $(if $(GPU_ARCHS),,$(if $(shell command -v nvcc),FOCA_BUILD_CUDA=1 FOCA_CUDA_ARCHS=90))
+FOR_TESTS := $(if $(GPU_ARCHS),,$(if $(shell command -v nvcc || true),FOCA_BUILD_CUDA=1 FOCA_CUDA_ARCHS=90))
 $(VENV)/built-for-tests: $(VENV)/built $(VENV)/installed-for-tests
-	$(BUILD_ENV) $(FOR_TESTS) $(BUILD)
+	$(if $(FOR_TESTS),$(BUILD_ENV) $(FOR_TESTS) $(BUILD))
 	@touch $@
 
 demo: $(VENV)/built
@@ -88,7 +88,7 @@ format: $(VENV)/installed-for-tests
 
 # What the kernels are held against, beside torch and diffusers.
 $(VENV)/peers: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PEERS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PEERS) -c requirements-test.txt
 	@touch $@
 
 bench: $(VENV)/built $(VENV)/peers

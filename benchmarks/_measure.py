@@ -195,15 +195,15 @@ def time_in_turn(runs: dict[str, Sequence[Call]], device: str, rounds: int) -> d
     """
     cuda = torch.device(device).type == "cuda"
     hold, chosen = {}, dict(runs)
-    for name, calls in runs.items():  # compiles, fills caches, and tells how long queueing takes
+    for calls in runs.values():  # compiles and fills caches
         _cpu_ms(calls)
-        if cuda:
-            queued, done = _host_and_device_s(calls)
-            chosen[name] = repeated(calls, done)
-            hold[name] = min(0.5, 1.5 * queued * len(chosen[name]) / len(calls))
     until = time.perf_counter() + WARM_UP_S
     while cuda and time.perf_counter() < until:
         _host_and_device_s(next(iter(runs.values())))
+    for name, calls in runs.items() if cuda else ():
+        queued, done = _host_and_device_s(calls)
+        chosen[name] = repeated(calls, done)
+        hold[name] = min(0.5, 1.5 * queued * len(chosen[name]) / len(calls))
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, calls in chosen.items():

@@ -63,16 +63,23 @@ def end_to_end(run: Run, kind: str) -> None:
 
 
 def _fitting(run: Run, name: str, kind: str, asked: dict[str, int], steps: int) -> Workload:
-    """The workload; a video of as many frames as the time of this part allows."""
+    """The workload; a video of as many frames as the time of this part and the memory allow."""
     if kind != "video" or not run.on_gpu:
         return models.build(name, run.device, run.tiny, **asked)
     workload = models.build(name, run.device, frames=VIDEO_FRAMES[-1])
     seconds = run.ms(lambda w=workload: w.call(w.sample, 0.5), repeats=1) / 1e3
-    frames = frames_in(run.budget.left, name, workload.request, seconds, steps)
-    print(f"{seconds:.2f} s a step of {VIDEO_FRAMES[-1]} frames: {frames} frames fit the time")
-    del workload  # one model at a time
-    run.release()
-    return models.build(name, run.device, frames=frames)
+    longest = frames_in(run.budget.left, name, workload.request, seconds, steps)
+    print(f"{seconds:.2f} s a step of {VIDEO_FRAMES[-1]} frames: {longest} frames fit the time")
+    for frames in VIDEO_FRAMES[VIDEO_FRAMES.index(longest) :]:
+        workload = None  # one model at a time
+        run.release()
+        workload = models.build(name, run.device, frames=frames)
+        try:
+            workload.call(workload.sample, 0.5)
+        except torch.cuda.OutOfMemoryError:
+            continue
+        break
+    return workload
 
 
 def frames_in(left_s: float, name: str, request: Request, step_s: float, steps: int) -> int:

@@ -60,7 +60,7 @@ constexpr int kPrefetchBytes = 2048;
 // (batch 64 of the demo's model at `module`) takes 14 % less time than with prefetcht0, one of 7 MB
 // no more. On an Intel Xeon (Ice Lake, 2026-11) a residual of 2 or 8 features of 8M bf16 takes two
 // to three times as long with it as with prefetcht0, which gains 10 % over none. So AVX-512 is
-// compiled with each, and isa.cpp chooses. AVX2 has prefetcht0, and was measured with neither.
+// compiled with each, and processor.h chooses. AVX2 has prefetcht0, and was measured with neither.
 FOCA_SIMD void prefetch(const void* address) {
 #if defined(FOCA_PREFETCH_NTA)
   __builtin_prefetch(address, 0, 0);

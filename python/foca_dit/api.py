@@ -148,7 +148,7 @@ def cache_scope(
     model, hook = _cached(model_or_pipeline)
     _check_state("cache_scope", state)
     if state is not None:
-        state.attach(model, hook.features, hook.state.levels)
+        state.attach(model, hook.granularity, hook.features, hook.state.levels)
     scope = hook.scope
     before = (scope.active, scope.state, scope.branch)
     scope.active, scope.state, scope.branch = True, state, branch

@@ -86,7 +86,8 @@ class FoCaCacheConfig:
         time: the time variable that forecasts are made in: `"step"` (index), `"sigma"`,
             `"log_snr"`, or a function from the model's timestep to a number.
         history_dtype: storage of the history, one of bfloat16, float16, float32. None: the dtype of
-            the feature itself, but bfloat16 for float32 features at granularity `"module"`.
+            the feature itself, but bfloat16 at granularity `"module"` for float32 features and for
+            sums over float16 ones.
         tol: the tolerance of the adaptive interval, `Adaptive(tol=tol)`: the one knob between speed
             and quality. `cache_interval` must then stay unset.
         plan: a file written by `foca-dit tune`. It brings scheme, schedule, granularity and time,

@@ -174,13 +174,25 @@ def plan_foca_cache(
     if isinstance(schedule, StepMask):
         full, one = _masked(empty, spec, chosen, inputs, config, schedule, steps)
         return CachePlan(type(model).__name__, steps, full, (one,), chosen, branches)
-    counted = accounts(empty, spec, spec.granularities, inputs, config)
+    names = [g for g in spec.granularities if g == chosen or _fits(empty, spec, g)]
+    counted = accounts(empty, spec, names, inputs, config)
     if schedule.uses_defects:
         budget = getattr(schedule, "budget", None)
         known = None if budget is None else min(budget, steps)
     else:
         known = len(schedule.full_steps(steps))
     return CachePlan(type(model).__name__, steps, known, counted, chosen, branches)
+
+
+def _fits(model: torch.nn.Module, spec: ModelSpec, granularity: str) -> bool:
+    """Whether a model can be cached at a granularity that its class has."""
+    from foca_dit.adapters.layout import lay_out
+
+    try:
+        lay_out(model, spec, granularity, accumulate=True)
+    except ValueError:
+        return False
+    return True
 
 
 def _masked(

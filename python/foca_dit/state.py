@@ -7,6 +7,7 @@ from __future__ import annotations
 import threading
 import warnings
 from dataclasses import replace
+from typing import Any
 from weakref import ReferenceType, WeakSet, finalize, ref
 
 import torch
@@ -28,7 +29,7 @@ OUT_OF_ORDER = (
 )
 _BY_NOISE = ("sigma", "log_snr")  # time variables that are read off noise levels
 MORE_CALLS = "a step had more calls than the one before"
-MOST_BRANCHES = 8  # that are told apart by counting: a call repeated for ever must not fill memory
+MOST_BRANCHES = 16  # that are told apart by counting: a call repeated for ever must not fill memory
 NEVER_BEGUN = "the first step did not return"
 LEFT_OUT = "the guidance branch was left out of a step"
 OFF_SCALE = "the timestep left the range that noise levels are known for"
@@ -39,7 +40,7 @@ UNTIMED = (
 
 
 class _Family:
-    """What the states of one model have in common, one state in every thread.
+    """What the states of one model have in common, one state in every thread. A copy has none yet.
 
     Attributes:
         states: those of the threads that are alive.
@@ -50,6 +51,10 @@ class _Family:
         self._departed: list[CacheStats] = []
         self._gone = CacheStats()
         self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Family:
+        copied: _Family = memo.setdefault(id(self), _Family())
+        return copied
 
     @property
     def states(self) -> tuple[CacheState, ...]:
@@ -90,6 +95,7 @@ class CacheState:
         self.settings: Settings = checked(config, "CacheState").resolve()
         self.features: int | None = None
         self._model: ReferenceType[torch.nn.Module] | None = None
+        self._granularity = ""
         self._given: NoiseLevels | None = None
         self.timetable = Timetable(NoiseLevels())
         self.stats = CacheStats()
@@ -147,22 +153,24 @@ class CacheState:
         """The guidance branches seen so far, by name."""
         return dict(self._branches)
 
-    def attach(self, model: torch.nn.Module, features: int, levels: NoiseLevels) -> None:
-        """Tells the state about the model it is used with, once.
+    def attach(
+        self, model: torch.nn.Module, granularity: str, features: int, levels: NoiseLevels
+    ) -> None:
+        """Tells the state about the model it is used with.
 
         Raises:
-            ValueError: it is already in use with another model, or another number of features.
+            ValueError: it is in use with another one, or with other features of it.
         """
         known = None if self._model is None else self._model()
         if known is None:
             self._forget_all()  # nothing yet, or the histories of a model that is gone
-        elif known is not model or self.features != features:
+        elif known is not model or (self._granularity, self.features) != (granularity, features):
             raise ValueError(
                 f"CacheState: expected the model that it is in use with ({type(known).__name__}, "
-                f"{self.features} features), got another ({type(model).__name__}, {features} "
-                "features): use a CacheState per request and model"
+                f"{self.features} features at {self._granularity}), got {type(model).__name__}, "
+                f"{features} features at {granularity}: use a CacheState per request and model"
             )
-        self.features, self._model = features, ref(model)
+        self._model, self._granularity, self.features = ref(model), granularity, features
         if levels is not self._given:  # else the state may have followed another scheduler since
             self._given = self.levels = levels
 
@@ -179,6 +187,7 @@ class CacheState:
         """
         self._end_generation()
         self._forget_all()
+        self._model = None  # the next request may be another model's
 
     def forget(self, branch: str | None) -> None:
         """Forgets a branch by name, or all where branches are not named: a call went uncached."""

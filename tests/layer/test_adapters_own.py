@@ -143,7 +143,10 @@ def _spec(**changes):
         ({"gates": LinearGates("temb")}, "argument 'temb'.*does not take it"),
         ({"features": (Feature("mlp", 2),)}, "'mlp' a chunk.*names no modulation"),
         ({"gates": SharedGates(module="mod")}, "modulation 'mod'.*no such module"),
-        ({"gates": SharedGates("condition", table="rows")}, "parameter 'rows'.*no block has it"),
+        (
+            {"gates": SharedGates("condition", table="rows")},
+            "table 'rows'.*no block has such a parameter",
+        ),
         ({"sample": "latent"}, "argument 'latent'.*forward does not take it"),
         ({"timestep": "sigma"}, "argument 'sigma'.*forward does not take it"),
     ],

@@ -130,7 +130,7 @@ def test_a_state_serves_one_model(dit):
     remove_foca_cache(dit)
     apply_foca_cache(dit, FoCaCacheConfig(granularity="stack"))
     with (
-        pytest.raises(ValueError, match=r"6 features.*got another .*1 features"),
+        pytest.raises(ValueError, match=r"6 features at module.*1 features at stack"),
         cache_scope(dit, state),
     ):
         pass

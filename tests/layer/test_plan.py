@@ -208,6 +208,15 @@ def test_bad_arguments_are_named(model, arguments, message):
         plan_foca_cache(tiny_dit() if model is None else model, _dit_inputs(), **arguments)
 
 
+def test_granularities_that_a_model_cannot_have_are_left_out():
+    model = tiny_dit()
+    model.transformer_blocks[2] = model.transformer_blocks[0]
+    plan = plan_foca_cache(model, _dit_inputs(), FoCaCacheConfig(granularity="output"))
+    assert [account.granularity for account in plan.accounts] == ["output"]
+    with pytest.raises(ValueError, match="every block in one place"):
+        plan_foca_cache(model, _dit_inputs(), FoCaCacheConfig(granularity="stack"))
+
+
 def test_command_line(capsys):
     assert main(["plan", "dit-xl/2-256", "--interval", "3", "--warmup", "2"]) == 0
     out = capsys.readouterr().out

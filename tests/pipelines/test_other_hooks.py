@@ -12,7 +12,12 @@ from lanes import cases
 from models import draw_flux, tiny_flux
 from test_guidance import _contexts
 
-from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats
+from foca_dit import (
+    FoCaCacheConfig,
+    apply_foca_cache,
+    foca_cache_stats,
+    remove_foca_cache,
+)
 
 CONFIG = FoCaCacheConfig(cache_interval=4, granularity="stack")
 CACHES = {
@@ -101,3 +106,19 @@ def test_layer_skip_runs_uncached_and_other_branches_are_cached_on(case, granula
     assert list(stats["bypasses"].values()) == [12]
     assert (stats["full_steps"], stats["skipped_steps"]) == (5, 7)
     torch.testing.assert_close(actual, guided(case.model()), rtol=0.1, atol=0.1)
+
+
+def test_a_model_that_shares_blocks_with_a_cached_one_is_refused_and_disturbs_nothing():
+    model, other = tiny_flux(), tiny_flux()
+    other.single_transformer_blocks = model.single_transformer_blocks
+    apply_foca_cache(model, CONFIG)
+    expected = draw_flux(model)
+    with pytest.raises(ValueError, match="foca_cache"):
+        apply_foca_cache(other, CONFIG)
+    assert torch.equal(draw_flux(model), expected)
+    skipped = foca_cache_stats(model)["skipped_steps"]
+    assert skipped > 0
+    remove_foca_cache(model)
+    apply_foca_cache(other, CONFIG)
+    draw_flux(other)
+    assert 2 * foca_cache_stats(other)["skipped_steps"] == skipped

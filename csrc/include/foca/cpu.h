@@ -27,9 +27,10 @@ void launch_forecast_residual(const ForecastResidualArgs& args, const float* wei
 void launch_commit(const CommitArgs& args, const float* transition, ParallelFor parallel);
 
 // The instruction set in use: "avx512", "avx512_nta" (the same with data prefetched past the
-// caches, for AMD), "avx2" or "generic". It is the best one that the processor has, or the one that
-// the environment variable FOCA_CPU_ISA names when a kernel first runs; a name that is unknown, or
-// that the processor lacks, throws std::runtime_error.
+// caches, for AMD), "avx2" or "generic". Of those that were built it is the best one that the
+// processor has, or the one that the environment variable FOCA_CPU_ISA names when a kernel first
+// runs; a name that is unknown, was not built, or that the processor lacks, throws
+// std::runtime_error.
 const char* isa_name();
 
 // Switches the instruction set for the whole process (tests do); nullptr goes back to the rule

@@ -167,7 +167,7 @@ class ModelHook(Hook):
         if self.granularity == "output":
             return self._cached_output(histories, run, args, kwargs)
         output = run(*args, **kwargs)
-        # A sum of float16 features may leave their range.
+        # A sum of float16 features may leave their range: it is kept like one of float32's.
         of = torch.float32 if self.call.dtype == torch.float16 else self.call.dtype
         dtype = state.settings.kept_as(of)
         for slot, total in self.call.sums.items():
@@ -216,8 +216,8 @@ class ModelHook(Hook):
         if (name := self.spec.forbidden(bound)) is not None:
             return f"the call passes {name}, which feeds something in between the blocks"
         for block in self._blocks:
-            for module in (block, *block.children()):
-                if (other := registry.replaced_by(module)) is not None:
+            for module in (block, *block._modules.values()):
+                if module is not None and (other := registry.replaced_by(module)) is not None:
                     return f"{other} of diffusers replaces what the blocks compute"
             if self.granularity == "module" and getattr(block, "_chunk_size", None) is not None:
                 return "forward chunking runs the blocks' feed-forwards in pieces"
@@ -253,7 +253,8 @@ class ModelHook(Hook):
     def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
         self._root = module
         lists = (part for part in module.modules() if isinstance(part, torch.nn.ModuleList))
-        self._blocks = [b for _, b in self.layout.blocks] or list(itertools.chain(*lists))
+        listed = [block for block in itertools.chain(*lists) if block is not None]
+        self._blocks = [block for _, block in self.layout.blocks] or listed
         return module
 
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:

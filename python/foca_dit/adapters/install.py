@@ -58,7 +58,7 @@ def install(
             shared = Shared(model, path)
             hooks.append((shared.module, CaptureHook(root.call, path)))
             root.placed.append((shared, shared.module))
-    state.attach(model, root.features, levels)
+    state.attach(model, granularity, root.features, levels)
     registry.register(model, hooks)
 
 

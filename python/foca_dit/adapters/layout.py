@@ -148,7 +148,7 @@ def _check_distinct(model: torch.nn.Module, modules: list[torch.nn.Module], what
     if len(set(map(id, modules))) < len(modules):
         raise ValueError(
             f"foca_dit: {type(model).__name__}: expected every {what} in one place, got one that "
-            "stands in several: its calls could not be told apart"
+            "stands in several, whose calls could not be told apart: cache at granularity='output'"
         )
 
 
@@ -233,8 +233,8 @@ def _misfits_of_modules(
         if gates.module and not _has(model, gates.module):
             yield f"names the modulation '{gates.module}'", "the model has no such module"
         if gates.table and not any(_has_parameter(block, gates.table) for block in blocks):
-            what = f"names the parameter '{gates.table}' in the blocks of '{group.path}'"
-            yield what, "no block has it"
+            what = f"names the table '{gates.table}' in the blocks of '{group.path}'"
+            yield what, "no block has such a parameter"
 
 
 def _read(group: BlockGroup) -> list[str]:

@@ -88,8 +88,9 @@ def register(root: torch.nn.Module, hooks: list[tuple[torch.nn.Module, Hook]]) -
     try:
         _register(root, hooks)
     except BaseException:
-        for module, _ in hooks:
-            _remove_from(module)
+        for module, hook in hooks:
+            if find(module) in (hook, None):  # not that of a model which shares the module
+                _remove_from(module)
         raise
 
 
@@ -195,7 +196,9 @@ def move(root: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) -> N
 def replaced_by(module: torch.nn.Module) -> str | None:
     """What else replaces this module's output: the name of a technique of diffusers, or None."""
     registry = module.__dict__.get("_diffusers_hook")
-    for hook in () if registry is None else registry.hooks.values():
+    if registry is None:
+        return None
+    for hook in registry.hooks.values():
         package, _, name = type(hook).__module__.rpartition(".")
         if package == "diffusers.hooks" and name in REPLACING:
             return REPLACING[name]

@@ -87,7 +87,7 @@ def recording(model: torch.nn.Module, granularity: str, sink: Sink) -> Iterator[
         hook = find_hook(model)
         assert hook is not None
         state = Recording(config, sink)
-        state.attach(model, hook.features, hook.state.levels)
+        state.attach(model, granularity, hook.features, hook.state.levels)
         hook.state = state
         yield state
     finally:

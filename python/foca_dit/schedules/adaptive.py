@@ -1,7 +1,7 @@
 """The adaptive interval: at each full step, how far can forecasts go?
 
-`Adaptive` is the schedule, `DefectMeter` reads what a full step measures, and the rest is
-arithmetic on floats: docs/method.md, "The controller", derives it.
+`Adaptive` is the schedule, defects.py reads what a full step measures, and the rest is arithmetic
+on floats: docs/method.md, "The controller", derives it.
 """
 
 from __future__ import annotations
