@@ -6,7 +6,7 @@ Environment variables:
     FOCA_CUDA_ARCHS="90;100": GPU architectures, with PTX of the last one. Default: those of
         80;90;100;120 that this nvcc knows.
     FOCA_CPU_ISAS=all|native|"avx2;avx512": CPU kernels to build. Default: all, of which a machine
-        chooses its own; native builds this machine's alone, in a third of the time.
+        chooses its own; native builds this machine's alone.
     MAX_JOBS: compilers run at once. Default: as many as processors.
 
 torch is neither imported nor a build requirement: only its headers are needed, of any installed

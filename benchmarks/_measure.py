@@ -35,7 +35,7 @@ GPU_CLOCK_HZ = 2e9  # only sets how long a spinning kernel holds the queue back
 # What is timed between two events takes this long, or QUEUED_CALLS calls: what launch and event
 # take, and what the call before left to be written out of the caches, are microseconds.
 TIMED_S = 2e-3
-WARM_UP_S = 0.05  # an idle GPU's clock, a fifth of what it is under load, needs this to rise
+WARM_UP_S = 0.05  # for an idle GPU's clock to rise
 
 
 def _output_of(*command: str) -> str:
