@@ -2,38 +2,32 @@
 
     python benchmarks/skip.py [--batch 64] [--interval 5] [--out FILE.json]
 
-On the shipped Fashion-MNIST DiT, everything in one run and in turn: the time of a full step, of a
-skipped step in every way of caching, and of whole generations with and without the cache. The ideal
-speedup is steps / full steps, as if a skipped step were free. Ratios are taken within each round,
-and the median of all rounds is the result; the middle half of them stands beside it. "No
-blocks" is the model's own embedding and head around blocks that pass on what they get: a skipped
-step that continues the stream (`module`, `stack`) cannot cost less.
+On the shipped Fashion-MNIST DiT: whole generations with and without the cache, in every way of
+caching, in one run and in turn. The ideal speedup is steps / full steps, as if a skipped step were
+free. Ratios are taken within each round, and the median of all rounds is the result; the middle
+half of them stands beside it. A skipped step is the mean over its places between two full steps,
+of the median at each. "No blocks" is the model's own embedding and head around blocks that pass on
+what they get: a skipped step that continues the stream (`module`, `stack`) cannot cost less.
 
 OpenMP is left as a user has it. With OMP_WAIT_POLICY=PASSIVE threads sleep between the small
-operations of a skipped step, which makes it a third (`module`) to three fifths (`stack`) more of a
-full one.
+operations of a skipped step, and it takes longer.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import itertools
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from _measure import RESULTS, Results
 
-from foca_dit import (
-    FoCaCacheConfig,
-    FullSteps,
-    apply_foca_cache,
-    foca_cache_stats,
-    remove_foca_cache,
-)
+from foca_dit import FoCaCacheConfig, FullSteps, apply_foca_cache, foca_cache_stats
 from foca_dit.analysis.metrics import psnr
 from foca_dit.cli.demo import load
 
@@ -49,43 +43,39 @@ NO_BLOCKS = "no blocks"
 
 
 @torch.inference_mode()
-def step_times(models, x, labels, steps: int, burst: int = 5) -> dict[str, list[float]]:
-    """Milliseconds of each of `steps` calls of every model, `burst` steps of each in turn.
+def generations(
+    pipelines: dict[str, Any], noise: torch.Tensor, labels: torch.Tensor, full: Sequence[int]
+) -> tuple[dict[str, list[float]], dict[str, float], dict[str, torch.Tensor]]:
+    """One generation by each pipeline, a full step and what follows it up to the next of each.
 
-    In turn, so that a slow moment of the machine hits all alike; several at a time, because in a
-    generation a skipped step mostly follows a skipped step, and finds the caches as it left them.
-    """
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for first in range(0, steps, burst):
-        for name, model in models.items():
-            for step in range(first, min(first + burst, steps)):
-                t = torch.tensor(1000.0 - 10 * step).expand(len(x))  # as every pipeline passes it
-                started = time.perf_counter()
-                model(x, timestep=t, class_labels=labels)
-                times[name].append(1e3 * (time.perf_counter() - started))
-    return times
-
-
-@torch.inference_mode()
-def in_turn(models, scheduler, noise, labels, steps: int, burst: int) -> tuple[dict, dict]:
-    """One generation by each model, `burst` steps of each in turn as in `step_times`.
+    In turn, so that a slow moment of the machine hits all alike.
 
     Returns:
-        Seconds and images, by name.
+        By name: milliseconds of every call of the model, seconds of the whole loop, and images.
     """
-    samplers = {name: copy.deepcopy(scheduler) for name in models}
-    for sampler in samplers.values():
-        sampler.set_timesteps(steps)
-    x = dict.fromkeys(models, noise)
-    seconds = dict.fromkeys(models, 0.0)
-    for part in samplers["full"].timesteps.split(burst):
-        for name, model in models.items():
-            started = time.perf_counter()
-            for t in part:
+    calls: dict[str, list[float]] = {name: [] for name in pipelines}
+    seconds = dict.fromkeys(pipelines, 0.0)
+    x = dict.fromkeys(pipelines, noise)
+    for first, after in itertools.pairwise((*full, None)):
+        for name, pipeline in pipelines.items():
+            model, scheduler = pipeline.transformer, pipeline.scheduler
+            for t in scheduler.timesteps[first:after]:
+                started = time.perf_counter()
                 output = model(x[name], timestep=t.expand(len(noise)), class_labels=labels).sample
-                x[name] = samplers[name].step(output, t, x[name]).prev_sample
-            seconds[name] += time.perf_counter() - started
-    return seconds, x
+                called = time.perf_counter()
+                x[name] = scheduler.step(output, t, x[name]).prev_sample
+                calls[name].append(1e3 * (called - started))
+                seconds[name] += time.perf_counter() - started
+    return calls, seconds, x
+
+
+def skipped_step(calls: Sequence[float], full: Sequence[int]) -> float:
+    """Milliseconds of a skipped step of one generation."""
+    places: dict[int, list[float]] = {}
+    for step, ms in enumerate(calls):
+        if place := step - max(f for f in full if f <= step):
+            places.setdefault(place, []).append(ms)
+    return statistics.fmean(map(statistics.median, places.values()))
 
 
 def without_blocks(model: torch.nn.Module) -> torch.nn.Module:
@@ -106,16 +96,6 @@ def shown(row: dict[str, Any], name: str) -> str:
     return f"{row[name]:.2%} ({low:.2%} to {high:.2%})"
 
 
-def add_step(results: Results, way: str, rounds: list[dict[str, float]], **more: Any) -> None:
-    row = {
-        "full_ms": statistics.median(each["full"] for each in rounds),
-        "skipped_ms": statistics.median(each[way] for each in rounds),
-        **over_rounds("share", (each[way] / each["full"] for each in rounds)),
-    }
-    results.add(case="skipped step", cached=way, **row, **more)
-    print(f"skipped step, {way:<25}{shown(row, 'share')} of a full step")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=WEIGHTS)
@@ -126,45 +106,57 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "skip-cpu.json")
     args = parser.parse_args()
 
-    model, scheduler = load(args.model)
+    full = (0, 1, *range(2, args.steps, args.interval))
+    ideal = args.steps / len(full)
+    pipelines = {}
+    for name in ("full", NO_BLOCKS, *WAYS):
+        model, scheduler = load(args.model)
+        pipelines[name] = SimpleNamespace(transformer=model, scheduler=scheduler)
+    without_blocks(pipelines[NO_BLOCKS].transformer)
+    for way, how in WAYS.items():
+        apply_foca_cache(pipelines[way], FoCaCacheConfig(schedule=FullSteps(full), **how))
     noise = torch.randn(args.batch, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(args.batch) % 10
     results = Results(args.out, "cpu")
     print(f"batch {args.batch}, {torch.get_num_threads()} threads")
-    models = {"full": model} | {way: load(args.model)[0] for way in WAYS}
-    for way, how in WAYS.items():
-        apply_foca_cache(models[way], FoCaCacheConfig(schedule=FullSteps([0, 1, 2]), **how))
-    alone = {NO_BLOCKS: without_blocks(load(args.model)[0])}
-    rounds = [
-        {name: statistics.median(ms[5:]) for name, ms in times.items()}
-        for times in (step_times(models | alone, noise, labels, 25) for _ in range(args.rounds))
-    ]
-    add_step(results, NO_BLOCKS, rounds, batch=args.batch, cache_mb=0.0)
-    for way in WAYS:
-        stats = foca_cache_stats(models[way])
-        assert stats["full_steps"] == 3 * args.rounds, stats
-        assert stats["skipped_steps"] == 22 * args.rounds, stats
-        remove_foca_cache(models[way])
-        add_step(results, way, rounds, batch=args.batch, cache_mb=stats["nbytes"] / 1e6)
 
-    for way, how in WAYS.items():
-        apply_foca_cache(models[way], FoCaCacheConfig(cache_interval=args.interval, **how))
-    seconds, images = [], {}
+    rounds = []
     for _ in range(args.rounds):
-        taken, images = in_turn(models, scheduler, noise, labels, args.steps, args.interval)
-        seconds.append(taken)
+        for pipeline in pipelines.values():
+            pipeline.scheduler.set_timesteps(args.steps)
+        rounds.append(generations(pipelines, noise, labels, full))
+    images = rounds[-1][2]
+
+    full_ms = [statistics.median(calls["full"]) for calls, _, _ in rounds]
+    for way in (NO_BLOCKS, *WAYS):
+        ms = [skipped_step(calls[way], full) for calls, _, _ in rounds]
+        row = {
+            "full_ms": statistics.median(full_ms),
+            "skipped_ms": statistics.median(ms),
+            **over_rounds("share", (a / b for a, b in zip(ms, full_ms, strict=True))),
+        }
+        mb = 0.0
+        if way != NO_BLOCKS:
+            stats = foca_cache_stats(pipelines[way].transformer)
+            assert stats["full_steps"] == len(full) * args.rounds, stats
+            assert stats["skipped_steps"] == (args.steps - len(full)) * args.rounds, stats
+            mb = stats["nbytes"] / 1e6
+        results.add(case="skipped step", cached=way, batch=args.batch, **row, cache_mb=mb)
+        print(f"skipped step, {way:<25}{shown(row, 'share')} of a full step")
+
+    full_s = [seconds["full"] for _, seconds, _ in rounds]
     for way in WAYS:
-        full_steps = foca_cache_stats(models[way])["full_steps"] // args.rounds
-        ideal = args.steps / full_steps
+        cached_s = [seconds[way] for _, seconds, _ in rounds]
+        speedups = [a / b for a, b in zip(full_s, cached_s, strict=True)]
         row = {
             "interval": args.interval,
             "steps": args.steps,
-            "full_steps": full_steps,
-            "full_s": statistics.median(each["full"] for each in seconds),
-            "cached_s": statistics.median(each[way] for each in seconds),
-            "speedup": statistics.median(each["full"] / each[way] for each in seconds),
+            "full_steps": len(full),
+            "full_s": statistics.median(full_s),
+            "cached_s": statistics.median(cached_s),
+            "speedup": statistics.median(speedups),
             "ideal": ideal,
-            **over_rounds("of_ideal", (each["full"] / each[way] / ideal for each in seconds)),
+            **over_rounds("of_ideal", (speedup / ideal for speedup in speedups)),
             "psnr": psnr(images[way], images["full"]),
         }
         results.add(case="generation", cached=way, batch=args.batch, **row)

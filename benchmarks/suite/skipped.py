@@ -271,7 +271,7 @@ def stopwatch(device: str) -> Iterator[Stopwatch]:
 
     add = FeatureHistories.add_forecasts_
     with (
-        patch.object(block_hooks, "gates_of", marked(block_hooks.gates_of)),
+        patch.object(block_hooks, "gates_ahead", marked(block_hooks.gates_ahead)),
         patch.object(FeatureHistories, "add_forecasts_", marked(add)),
     ):
         yield watch

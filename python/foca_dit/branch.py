@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from foca_dit.ahead import Ahead
 from foca_dit.clock import Clock
 from foca_dit.graphs import SkippedSteps
 from foca_dit.history import FeatureHistories
@@ -35,6 +36,7 @@ class Branch:
         self.timed = timed  # by noise levels; else by step indices
         self.histories = histories
         self.skipped = SkippedSteps()
+        self.ahead = Ahead(self._upcoming)
         self._timetable = timetable
         self.loop = timetable.loop  # that it began in
         self._entered = -1
@@ -85,6 +87,19 @@ class Branch:
         """Whether that loop stands twice at this timestep, each time with another sample (Heun)."""
         steps = self._scheduled()
         return steps.count(min(steps, key=lambda t: abs(t - timestep), default=0.0)) > 1
+
+    def _upcoming(self) -> Sequence[float]:
+        """Timesteps of the open step and of those that follow it up to the next full one."""
+        steps, open_now = self._scheduled(), self.trajectory.timesteps[-1]
+        if open_now not in steps:
+            return (open_now,)
+        here = steps.index(open_now)
+        return steps[here : here + self.histories.steps_to_full]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.histories.nbytes + self.ahead.nbytes
 
     def _scheduled(self) -> tuple[float, ...]:
         """The timesteps of the loop that this branch began in; none if it is not known or over."""

@@ -79,6 +79,11 @@ class FeatureHistories:
             return True
         return self._step >= self._due[feature] or self._anchors[feature][-1] == self._step
 
+    @property
+    def steps_to_full(self) -> int:
+        """How many steps there are from the open one to the next one that computes a feature."""
+        return max(1, min(self._due) - self._step)
+
     def commit(self, feature: int, value: torch.Tensor) -> None:
         """Folds a computed feature into its history.
 

@@ -145,8 +145,8 @@ class CacheState:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by the histories of all branches."""
-        return sum(branch.histories.nbytes for branch in list(self._branches.values()))
+        """Bytes held by all branches: by histories, and by gates of the next skipped steps."""
+        return sum(branch.nbytes for branch in list(self._branches.values()))
 
     @property
     def branches(self) -> dict[str, Branch]:

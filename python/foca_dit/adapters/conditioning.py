@@ -17,19 +17,20 @@ from foca_dit.adapters.spec import Arguments, Segment
 
 
 def dit_common(block: torch.nn.Module, arguments: Arguments) -> Arguments:
-    """What all DiT blocks embed, each by itself: the timestep, as sinusoids without weights.
+    """What all DiT blocks embed, each by itself: timesteps, as sinusoids without weights.
 
-    And each class once: with guidance half of the labels are the null class.
+    There is one for the whole batch. And each class once: with guidance half of the labels are the
+    null class.
     """
-    timestep, dtype = arguments["timestep"], arguments["hidden_states"].dtype
-    if timestep.stride(0) == 0:
-        timestep = timestep[:1]  # one timestep, expanded to the batch: embed it once
-    common = {"timestep": timestep, "hidden_dtype": dtype}
+    labels, dtype = arguments["class_labels"], arguments["hidden_states"].dtype
+    timesteps = arguments.get("timesteps", arguments["timestep"][:1])
+    common = {"timesteps": timesteps, "hidden_dtype": dtype}
     if (embedding := _dit_embedding(block)) is not None:
-        common["sinusoids"] = embedding.time_proj(timestep).to(dtype)
-        labels = arguments["class_labels"]
-        if len(timestep) == 1 < len(labels) and _may_look_at(labels) and not block.training:
-            common["class_labels"], common["rows"] = torch.unique(labels, return_inverse=True)
+        common["sinusoids"] = embedding.time_proj(timesteps).to(dtype)
+        if len(labels) > 1 and _may_look_at(labels) and not block.training:
+            classes, row = torch.unique(labels, return_inverse=True)
+            first = len(classes) * torch.arange(len(timesteps))
+            common |= {"class_labels": classes, "rows": (first[:, None] + row).flatten()}
     return common
 
 
@@ -39,12 +40,14 @@ def _may_look_at(values: torch.Tensor) -> bool:
 
 
 def dit_conditioning(block: torch.nn.Module, arguments: Arguments) -> torch.Tensor:
-    labels, embedding = arguments["class_labels"], _dit_embedding(block)
+    timesteps, labels = arguments["timesteps"], arguments["class_labels"]
+    embedding = _dit_embedding(block)
     if embedding is None or "sinusoids" not in arguments:
+        each, every = timesteps.repeat_interleave(len(labels)), labels.repeat(len(timesteps))
         whole = block.get_submodule("norm1.emb")
-        return F.silu(whole(arguments["timestep"], labels, hidden_dtype=arguments["hidden_dtype"]))
+        return F.silu(whole(each, every, hidden_dtype=arguments["hidden_dtype"]))
     time = embedding.timestep_embedder(arguments["sinusoids"])
-    return F.silu(time + embedding.class_embedder(labels))
+    return F.silu((time.unsqueeze(1) + embedding.class_embedder(labels)).flatten(0, 1))
 
 
 def _dit_embedding(block: torch.nn.Module) -> Any | None:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from foca_dit.adapters.spec import Arguments, BlockGroup, LinearGates, SharedGates
+from foca_dit.ahead import Ahead, Values
+from foca_dit.timetable import HALF
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,31 @@ def gates_of(
             every = torch.stack([found[index] for index in own]).index_select(1, taken)
             found.update(zip(own, every.unbind(), strict=True))
     return _unified(found, len(slots), x)
+
+
+def gates_ahead(
+    ahead: Ahead | None,
+    slots: Sequence[Slot],
+    x: torch.Tensor,
+    block: torch.nn.Module,
+    arguments: Arguments,
+    captured: Mapping[str, Any],
+) -> Values:
+    """As `gates_of`, together with those of the next skipped steps where a table says how."""
+
+    def compute(timesteps: Sequence[float]) -> Sequence[Values]:
+        several = {"timesteps": torch.tensor(timesteps, dtype=timestep.dtype, device=x.device)}
+        gates = gates_of(slots, x, block, {**arguments, **several}, captured)
+        parts = [gate.chunk(len(timesteps)) for gate in gates]
+        return [[part[step] for part in parts] for step in range(len(timesteps))]
+
+    group, found = slots[0].group, None
+    names = group.gates.ahead if isinstance(group.gates, LinearGates) else ()
+    if ahead is not None and names and not block.training:
+        timestep, given = arguments["timestep"], [arguments[name] for name in names]
+        if timestep.dtype not in HALF and all(slot.group is group for slot in slots):
+            found = ahead.values(id(block), given, compute)
+    return gates_of(slots, x, block, arguments, captured) if found is None else found
 
 
 def linear_rows(

@@ -136,7 +136,11 @@ class ModelHook(Hook):
                 *(module, _as_keywords(self._signature, bound), histories, state.stats),
             )
         else:
-            with self.call.opened(histories, mode, bound):
+            if mode != "skip":
+                branch.ahead.forget()
+            # What is traced would be a constant of the compiled step.
+            ahead = None if torch.compiler.is_compiling() else branch.ahead
+            with self.call.opened(histories, mode, bound, ahead):
                 output = self._run(histories, state, args, kwargs)
         state.leave(branch)
         setattr(state.stats, f"{kind}_steps", getattr(state.stats, f"{kind}_steps") + 1)

@@ -44,7 +44,10 @@ _ENTRIES = (
                 "transformer_blocks",
                 features=(Feature("attn1", 2, "norm1.linear"), Feature("ff", 5, "norm1.linear")),
                 gates=LinearGates(
-                    conditioning.dit_conditioning, per_block=True, common=conditioning.dit_common
+                    conditioning.dit_conditioning,
+                    per_block=True,
+                    common=conditioning.dit_common,
+                    ahead=("class_labels",),
                 ),
             ),
         ),

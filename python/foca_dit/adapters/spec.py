@@ -87,6 +87,9 @@ class LinearGates:
         common: what the conditionings of all blocks have in common, computed once from the first
             block that has the gates: arguments for `conditioning` beside, or in the place of, the
             block's. With "rows" among them, sample b takes row rows[b] of the conditioning.
+        ahead: the block arguments that, with its timestep, make up the whole conditioning. It can
+            then be had for several timesteps at once: where the arguments hold "timesteps" [T],
+            sample b at the t-th of them is row t * B + b. Empty: step by step.
         segments: (model arguments, block arguments, shape of x) -> which tokens take which row of
             the conditioning; None: row b serves all tokens of sample b.
     """
@@ -94,6 +97,7 @@ class LinearGates:
     conditioning: str | Callable[[torch.nn.Module, Arguments], torch.Tensor]
     per_block: bool = False
     common: Callable[[torch.nn.Module, Arguments], Arguments] | None = None
+    ahead: tuple[str, ...] = ()
     segments: Callable[[Arguments, Arguments, torch.Size], Sequence[Segment]] | None = None
 
 

@@ -6,6 +6,7 @@ import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -168,6 +169,7 @@ def measure(model: torch.nn.Module, scheduler: Any, args: argparse.Namespace) ->
     ]
     scheduler.set_timesteps(args.steps)
     timesteps = scheduler.timesteps.tolist()
+    pipeline = SimpleNamespace(transformer=model, scheduler=scheduler)
     rows: list[Row] = []
     sample(model, scheduler, noise, labels, steps=2)  # warm up threads and caches
     total = (1 + len(settings)) * (args.steps + PROBE_STEPS)
@@ -192,7 +194,7 @@ def measure(model: torch.nn.Module, scheduler: Any, args: argparse.Namespace) ->
         before = full_step()
         for name, granularity, interval in settings:
             bar.set_description(f"{name}, {granularity}, N = {interval}")
-            apply_foca_cache(model, _config(name, granularity, interval, timesteps))
+            apply_foca_cache(pipeline, _config(name, granularity, interval, timesteps))
             images, seconds = timed(args.steps)
             stats = foca_cache_stats(model)
             remove_foca_cache(model)
