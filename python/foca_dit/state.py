@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 from weakref import ReferenceType, WeakSet, finalize, ref
@@ -18,15 +19,13 @@ from foca_dit.clock import NoiseLevels, make_clock
 from foca_dit.config import FoCaCacheConfig, Settings, checked
 from foca_dit.history import FeatureHistories
 from foca_dit.schedules import Decision
-from foca_dit.stats import SET_ANEW, UNSEEN, CacheStats, Generation
+from foca_dit.stats import SET_ANEW, CacheStats, Generation
 from foca_dit.timetable import Timetable
-from foca_dit.trajectory import DISCONTINUOUS, Trajectory
+from foca_dit.trajectory import DISCONTINUOUS, TURNED_BACK, Trajectory
 
+FINISHED = "a finished step was called again"
 # What a state of one request refuses and the model's own state takes for a new generation.
-OUT_OF_ORDER = (
-    UNSEEN,
-    "a finished step was called again",
-)
+OUT_OF_ORDER = (TURNED_BACK, FINISHED)
 _BY_NOISE = ("sigma", "log_snr")  # time variables that are read off noise levels
 MORE_CALLS = "a step had more calls than the one before"
 MOST_BRANCHES = 16  # that are told apart by counting: a call repeated for ever must not fill memory
@@ -255,23 +254,11 @@ class CacheState:
 
     def _enter(self, timestep: float, sample: torch.Tensor, branch: str | None) -> Branch:
         name = self._counter.name(timestep) if branch is None else self._named(branch, timestep)
-        known = self._branches.get(name)
-        reason = known.trajectory.break_with(timestep, sample) if known else None
-        if known and reason == DISCONTINUOUS and known.is_next(timestep):
-            reason = None
-        if known and reason is None and branch is not None and known.repeats(timestep):
-            reason = OUT_OF_ORDER[1]
-        if known and reason is None and branch is not None and self._missed_a_step(known, timestep):
-            reason = LEFT_OUT
-        if known and reason is None and known.timed and not self._is_timed(timestep):
-            reason = OFF_SCALE
-        if known and reason is None and self._restartable and not self._has_begun():
-            reason = NEVER_BEGUN
-        if self._restartable and branch is None and reason is None:
-            reason = self._why_not_counted(name, timestep, sample)
+        reason = next(self._breaks(name, timestep, sample, counted=branch is None), None)
         if reason is not None:
             self._restart(reason, timestep, name, counted=branch is None)
             return self._enter(timestep, sample, branch)
+        known = self._branches.get(name)
         if known is None:
             known = self._branches[name] = self._new_branch(timestep)
         # A generation begun anew at its first step looks like one more branch; only the number of
@@ -281,6 +268,26 @@ class CacheState:
         if timestep != self._latest[-1]:
             self._latest = (self._latest[-1], timestep)
         return known
+
+    def _breaks(
+        self, name: str, timestep: float, sample: torch.Tensor, counted: bool
+    ) -> Iterator[str]:
+        """Why this call does not continue the branch of that name, the first reason first."""
+        known = self._branches.get(name)
+        if known is not None:
+            reason = known.trajectory.break_with(timestep, sample)
+            if reason and not (reason == DISCONTINUOUS and known.is_next(timestep)):
+                yield reason
+            if not counted and known.repeats(timestep):
+                yield FINISHED
+            if not counted and self._missed_a_step(known, timestep):
+                yield LEFT_OUT
+            if known.timed and not self._is_timed(timestep):
+                yield OFF_SCALE
+            if self._restartable and not self._has_begun():
+                yield NEVER_BEGUN
+        if self._restartable and counted:
+            yield from self._miscounted(name, timestep, sample)
 
     def leave(self, branch: Branch) -> None:
         """Closes a call that returned."""
@@ -315,24 +322,25 @@ class CacheState:
         previous = before if timestep == latest else latest
         return branch.trajectory.timesteps[-1] not in (previous, timestep)
 
-    def _why_not_counted(self, name: str, timestep: float, sample: torch.Tensor) -> str | None:
-        """Why counting the calls at one timestep does not explain this call, or None."""
+    def _miscounted(self, name: str, timestep: float, sample: torch.Tensor) -> Iterator[str]:
+        """Why counting the calls at one timestep does not explain this call."""
         if self._counter.lost_a_call(timestep):
             # Guidance was switched off part-way, or a generation was given up at its first step and
             # begun anew at the same timestep, which looked like one more branch.
-            return "a step had fewer calls than the one before"
+            yield "a step had fewer calls than the one before"
         if name in self._branches:
-            return None
+            return
         if len(self._branches) >= MOST_BRANCHES:
-            return f"more than {MOST_BRANCHES} calls came with the same timestep"
+            yield f"more than {MOST_BRANCHES} calls came with the same timestep"
         first = self._branches.get("0")
         if first is None or first.is_evaluated_twice(timestep):
-            return None
+            return
         # Guidance branches of one step are given one and the same sample.
         if not first.trajectory.saw(sample):
-            return "the same timestep came with another sample"
+            yield "the same timestep came with another sample"
         # Guidance was switched on part-way, or a step is repeated: which call was which before?
-        return MORE_CALLS if first.trajectory.step > 0 else None
+        if first.trajectory.step > 0:
+            yield MORE_CALLS
 
     def _restart(self, reason: str, timestep: float, name: str, counted: bool) -> None:
         if not self._restartable and reason in OUT_OF_ORDER:

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-UNSEEN = "the timestep moved against the direction of the loop"
-"""The restart that a new generation of a bare model is told by."""
+from foca_dit.trajectory import TURNED_BACK, turns_back
+
 SET_ANEW = "the scheduler was set anew"
 """The restart that a new generation of a pipeline is told by, if it did not end the one before."""
 
@@ -97,10 +97,7 @@ class Generation:
 
     def is_over(self, timestep: float) -> bool:
         """Whether a call at this timestep begins another generation: the loop turns back."""
-        if len(self._timesteps) < 2:
-            return False
-        before, last = self._timesteps[-2:]
-        return (timestep - last) * (last - before) < 0
+        return turns_back(self._timesteps, timestep)
 
     def see(self, timestep: float) -> None:
         """Counts a call."""
@@ -117,7 +114,7 @@ class Generation:
             (stats.restarts, self._restarts),
         ):
             for reason, times in (counts - before).most_common():
-                if reason not in (UNSEEN, SET_ANEW):
+                if reason not in (TURNED_BACK, SET_ANEW):
                     return f"{reason} ({times} times in {steps} steps)"
         if adaptive:
             return f"none of its {steps} steps was predicted to stay within the tolerance"

@@ -7,6 +7,7 @@ clearly continue what came before starts anew, at the price of a few full steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +18,7 @@ from foca_dit.clock import Clock
 # independent noise: the relative distance of their fingerprints is then near sqrt(2).
 CONTINUITY_LIMIT = 0.75
 DISCONTINUOUS = "the sample does not continue the one before"
+TURNED_BACK = "the timestep moved against the direction of the loop"
 FINGERPRINT_SIZE = 1024
 
 
@@ -25,6 +27,14 @@ def fingerprint(sample: torch.Tensor) -> torch.Tensor:
     flat = sample.detach().reshape(-1)
     stride = max(1, flat.numel() // FINGERPRINT_SIZE)
     return flat[::stride][:FINGERPRINT_SIZE].to(torch.float32, copy=True)
+
+
+def turns_back(timesteps: Sequence[float], timestep: float) -> bool:
+    """Whether a timestep lies on the other side of the last one than the steps before went."""
+    if len(timesteps) < 2:
+        return False
+    before, last = timesteps[-2:]
+    return (timestep - last) * (last - before) < 0
 
 
 def continues(before: torch.Tensor, after: torch.Tensor) -> bool:
@@ -62,11 +72,8 @@ class Trajectory:
             return None
         if self._shape != _signature(sample):
             return "the sample's shape, dtype or device changed"
-        last = self.timesteps[-1]
-        if len(self.timesteps) > 1 and timestep != last:
-            forward = last - self.timesteps[-2]
-            if (timestep - last) * forward < 0:
-                return "the timestep moved against the direction of the loop"
+        if turns_back(self.timesteps, timestep):
+            return TURNED_BACK
         if self._sample is not None and not continues(self._sample, fingerprint(sample)):
             return DISCONTINUOUS
         return None
