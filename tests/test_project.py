@@ -17,7 +17,9 @@ BELOW_STATE = {
     "config", "files", "schemes", "schedules", "times", "clock", "timetable", "origin", "plan",
     "tuned",
 }  # fmt: skip
-STATE = {"state", "branch", "ahead", "history", "graphs", "capture", "trajectory", "stats"}
+STATE = {
+    "state", "branch", "ahead", "history", "graphs", "capture", "trajectory", "stats", "reasons",
+}  # fmt: skip
 ALLOWED = {
     **dict.fromkeys(BELOW_STATE, BELOW_STATE),
     **dict.fromkeys(STATE, BELOW_STATE | STATE),

@@ -132,13 +132,17 @@ def foca_cache_stats(model_or_pipeline: Any, state: CacheState | None = None) ->
 def cache_scope(
     model_or_pipeline: Any, state: CacheState | None, branch: str = "default"
 ) -> Iterator[None]:
-    """Runs the calls inside it, in this thread, on a state of the caller's.
+    """Runs the calls inside it, in this task or thread, on a state of the caller's.
+
+    A task of asyncio has scopes of its own, and `asyncio.to_thread` takes them along. An executor
+    or an open generator does not: put the scope around the call itself.
 
     Args:
         model_or_pipeline: a model with a cache applied.
         state: the state of one request; None: these calls are computed in full. No state sees
             them: use None for whole generations, not for single steps of one.
-        branch: the guidance branch that the calls belong to.
+        branch: the guidance branch that the calls belong to. A pipeline that names its branches
+            itself (diffusers' `cache_context`) may run as a whole inside one scope.
 
     Example:
         >>> state = CacheState(config)
@@ -149,13 +153,8 @@ def cache_scope(
     _check_state("cache_scope", state)
     if state is not None:
         state.attach(model, hook.granularity, hook.features, hook.state.levels)
-    scope = hook.scope
-    before = (scope.active, scope.state, scope.branch)
-    scope.active, scope.state, scope.branch = True, state, branch
-    try:
+    with hook.scoped(state, branch):
         yield
-    finally:
-        scope.active, scope.state, scope.branch = before
 
 
 def transformer_of(owner: str, model_or_pipeline: Any) -> tuple[torch.nn.Module, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -41,20 +42,26 @@ class Branch:
         self.loop = timetable.loop  # that it began in
         self._entered = -1
         self._finished = -1
+        self._place: int | None = None  # of the scheduler, at the last call
         self._planned: tuple[float, ...] | None = None
 
     def enter(
-        self, timestep: float, sample: torch.Tensor, compute_all: bool = False
+        self,
+        timestep: float,
+        sample: torch.Tensor,
+        conditions: Sequence[torch.Tensor] = (),
+        compute_all: bool = False,
     ) -> FeatureHistories:
         """Opens the step that this call belongs to."""
         interrupted = self.is_interrupted
-        step = self.trajectory.advance(timestep, sample)
+        step = self.trajectory.advance(timestep, sample, conditions)
         self.histories.begin(
             step,
             self.trajectory.tau,
             compute_all=compute_all or (interrupted and step != self._entered),
         )
         self._entered = step
+        self._place = self._timetable.place
         return self.histories
 
     @property
@@ -70,6 +77,12 @@ class Branch:
     def repeats(self, timestep: float) -> bool:
         """Whether this is the timestep of the last step, although that step returned."""
         return not self.is_interrupted and self.trajectory.timesteps[-1] == timestep
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether the scheduler leads this loop, and made no step since the last call."""
+        table, timestep = self._timetable, self.trajectory.timesteps[-1]
+        return table.stands_at(timestep) and table.place == self._place
 
     def leave(self) -> None:
         """Closes the step: the call returned."""
@@ -90,11 +103,9 @@ class Branch:
 
     def _upcoming(self) -> Sequence[float]:
         """Timesteps of the open step and of those that follow it up to the next full one."""
-        steps, open_now = self._scheduled(), self.trajectory.timesteps[-1]
-        if open_now not in steps:
-            return (open_now,)
-        here = steps.index(open_now)
-        return steps[here : here + self.histories.steps_to_full]
+        *_, before, now = (math.nan, *self.trajectory.timesteps)
+        steps = self._timetable.after(before, now) if self.loop is self._timetable.loop else ()
+        return steps[: self.histories.steps_to_full] or (now,)
 
     @property
     def nbytes(self) -> int:

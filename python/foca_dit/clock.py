@@ -113,12 +113,15 @@ class NoiseLevels:
         return math.sqrt(abar), math.sqrt(1.0 - abar)
 
     @property
-    def step_index(self) -> int:
-        """Where in its table the scheduler stands: the step that is computed now."""
+    def step_index(self) -> int | None:
+        """Where in its table the scheduler stands: the step that is computed now.
+
+        None if there is no scheduler, or one that does not count.
+        """
         for name in ("step_index", "begin_index"):  # the latter until the first step was made
             if (index := getattr(self.scheduler, name, None)) is not None:
                 return int(index)
-        return 0
+        return 0 if hasattr(self.scheduler, "step_index") else None
 
     @property
     def table(self) -> Any:

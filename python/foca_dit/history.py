@@ -80,6 +80,14 @@ class FeatureHistories:
         return self._step >= self._due[feature] or self._anchors[feature][-1] == self._step
 
     @property
+    def is_computed_early(self) -> bool:
+        """Whether the open step is computed, every feature, though the schedule skips some."""
+        return self._compute_all and any(
+            anchors and due > self._step
+            for anchors, due in zip(self._anchors, self._due, strict=True)
+        )
+
+    @property
     def steps_to_full(self) -> int:
         """How many steps there are from the open one to the next one that computes a feature."""
         return max(1, min(self._due) - self._step)

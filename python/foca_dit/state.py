@@ -6,36 +6,25 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import ReferenceType, WeakSet, finalize, ref
 
 import torch
 
-from foca_dit import times
+from foca_dit import reasons, times
 from foca_dit.branch import Branch, BranchCounter
 from foca_dit.clock import NoiseLevels, make_clock
 from foca_dit.config import FoCaCacheConfig, Settings, checked
 from foca_dit.history import FeatureHistories
 from foca_dit.schedules import Decision
-from foca_dit.stats import SET_ANEW, CacheStats, Generation
+from foca_dit.stats import CacheStats, Generation
 from foca_dit.timetable import Timetable
-from foca_dit.trajectory import DISCONTINUOUS, TURNED_BACK, Trajectory
+from foca_dit.trajectory import Trajectory
 
-FINISHED = "a finished step was called again"
-# What a state of one request refuses and the model's own state takes for a new generation.
-OUT_OF_ORDER = (TURNED_BACK, FINISHED)
 _BY_NOISE = ("sigma", "log_snr")  # time variables that are read off noise levels
-MORE_CALLS = "a step had more calls than the one before"
 MOST_BRANCHES = 16  # that are told apart by counting: a call repeated for ever must not fill memory
-NEVER_BEGUN = "the first step did not return"
-LEFT_OUT = "the guidance branch was left out of a step"
-OFF_SCALE = "the timestep left the range that noise levels are known for"
-UNTIMED = (
-    "timesteps like {:.3g} are not from 0 to {:g}, so their noise levels are not known: give "
-    "apply_foca_cache the pipeline, whose scheduler tells them, or register_adapter a table"
-)
 
 
 class _Family:
@@ -220,6 +209,7 @@ class CacheState:
         sample: torch.Tensor,
         branch: str | None = None,
         dtype: torch.dtype | None = None,
+        conditions: Sequence[torch.Tensor] = (),
     ) -> Branch:
         """Finds the branch and step of a call and opens it.
 
@@ -228,18 +218,19 @@ class CacheState:
             sample: the model's input, to tell whether the call continues the one before.
             branch: the guidance branch; None: told by counting the calls at one timestep.
             dtype: of the tensor that the timestep came in; None: it was a number.
+            conditions: what is to be drawn; other values belong to another generation.
 
         Raises:
             RuntimeError: a step out of order in a state that belongs to one request.
         """
         if self._restartable and self._is_another_loop():
             self._end_generation()
-            self.stats.restarts[SET_ANEW] += 1
+            self.stats.restarts[reasons.SET_ANEW] += 1
             self._forget_all()
         timestep = self.timetable.exact(timestep, dtype)
         if self._generation.is_over(timestep):
             self._end_generation()
-        opened = self._enter(timestep, sample, branch)
+        opened = self._enter(timestep, sample, branch, conditions)
         self._generation.see(timestep)
         return opened
 
@@ -252,40 +243,55 @@ class CacheState:
         """Whether any call returned; if none did, this one may be another request's."""
         return any(known.has_begun for known in self._branches.values())
 
-    def _enter(self, timestep: float, sample: torch.Tensor, branch: str | None) -> Branch:
+    def _enter(
+        self,
+        timestep: float,
+        sample: torch.Tensor,
+        branch: str | None,
+        conditions: Sequence[torch.Tensor],
+    ) -> Branch:
         name = self._counter.name(timestep) if branch is None else self._named(branch, timestep)
-        reason = next(self._breaks(name, timestep, sample, counted=branch is None), None)
+        breaks = self._breaks(name, timestep, sample, conditions, counted=branch is None)
+        reason = next(breaks, None)
         if reason is not None:
             self._restart(reason, timestep, name, counted=branch is None)
-            return self._enter(timestep, sample, branch)
+            return self._enter(timestep, sample, branch, conditions)
         known = self._branches.get(name)
         if known is None:
             known = self._branches[name] = self._new_branch(timestep)
-        # A generation begun anew at its first step looks like one more branch; only the number of
-        # calls at the second step tells, so nothing is forecast before it is over.
-        unsure = self._restartable and branch is None and known.trajectory.step < 1
-        known.enter(timestep, sample, compute_all=unsure)
+        # A generation begun anew at its first step looks like one more branch. A scheduler tells,
+        # else only the number of calls at the second step: nothing is forecast before it is over.
+        begins = self._restartable and branch is None and known.trajectory.step < 1
+        unsure = begins and not self._goes_on(known, timestep)
+        known.enter(timestep, sample, conditions, compute_all=unsure)
+        if unsure and known.histories.is_computed_early:
+            self.stats.fallbacks[reasons.SECOND_STEP] += 1
         if timestep != self._latest[-1]:
             self._latest = (self._latest[-1], timestep)
         return known
 
     def _breaks(
-        self, name: str, timestep: float, sample: torch.Tensor, counted: bool
+        self,
+        name: str,
+        timestep: float,
+        sample: torch.Tensor,
+        conditions: Sequence[torch.Tensor],
+        counted: bool,
     ) -> Iterator[str]:
         """Why this call does not continue the branch of that name, the first reason first."""
         known = self._branches.get(name)
         if known is not None:
-            reason = known.trajectory.break_with(timestep, sample)
-            if reason and not (reason == DISCONTINUOUS and known.is_next(timestep)):
+            reason = known.trajectory.break_with(timestep, sample, conditions)
+            if reason and not (reason == reasons.DISCONTINUOUS and known.is_next(timestep)):
                 yield reason
-            if not counted and known.repeats(timestep):
-                yield FINISHED
+            if not counted and known.repeats(timestep) and not self._is_tried_again(timestep):
+                yield reasons.FINISHED
             if not counted and self._missed_a_step(known, timestep):
-                yield LEFT_OUT
+                yield reasons.LEFT_OUT
             if known.timed and not self._is_timed(timestep):
-                yield OFF_SCALE
+                yield reasons.OFF_SCALE
             if self._restartable and not self._has_begun():
-                yield NEVER_BEGUN
+                yield reasons.NEVER_BEGUN
         if self._restartable and counted:
             yield from self._miscounted(name, timestep, sample)
 
@@ -316,6 +322,18 @@ class CacheState:
             return branch
         return f"{branch}, second evaluation" if known.is_evaluated_twice(timestep) else branch
 
+    def _goes_on(self, branch: Branch, timestep: float) -> bool:
+        """Whether the scheduler has this timestep after the last one of the branch."""
+        done = branch.trajectory.timesteps
+        return bool(done) and bool(self.timetable.after(done[-1], timestep))
+
+    def _is_tried_again(self, timestep: float) -> bool:
+        """Whether another branch of a request has not been through this step: it failed there."""
+        if self._restartable:
+            return False
+        known = self._branches.values()
+        return any(b.is_interrupted or b.trajectory.timesteps[-1] != timestep for b in known)
+
     def _missed_a_step(self, branch: Branch, timestep: float) -> bool:
         """Whether other branches went through a step that this one was not called at."""
         before, latest = self._latest
@@ -327,7 +345,7 @@ class CacheState:
         if self._counter.lost_a_call(timestep):
             # Guidance was switched off part-way, or a generation was given up at its first step and
             # begun anew at the same timestep, which looked like one more branch.
-            yield "a step had fewer calls than the one before"
+            yield reasons.FEWER_CALLS
         if name in self._branches:
             return
         if len(self._branches) >= MOST_BRANCHES:
@@ -335,15 +353,16 @@ class CacheState:
         first = self._branches.get("0")
         if first is None or first.is_evaluated_twice(timestep):
             return
-        # Guidance branches of one step are given one and the same sample.
-        if not first.trajectory.saw(sample):
-            yield "the same timestep came with another sample"
+        # Guidance branches of one step are given one and the same sample, or noise of their own
+        # while the scheduler stands still (Cosmos).
+        if not first.trajectory.saw(sample) and not first.stands_still:
+            yield reasons.ANOTHER_SAMPLE
         # Guidance was switched on part-way, or a step is repeated: which call was which before?
         if first.trajectory.step > 0:
-            yield MORE_CALLS
+            yield reasons.MORE_CALLS
 
     def _restart(self, reason: str, timestep: float, name: str, counted: bool) -> None:
-        if not self._restartable and reason in OUT_OF_ORDER:
+        if not self._restartable and reason in reasons.OUT_OF_ORDER:
             done = self._branches[name].trajectory
             latest = [round(t, 4) for t in done.timesteps[-2:]]
             raise RuntimeError(
@@ -353,7 +372,7 @@ class CacheState:
                 "step are two branches: cache_scope(model, state, branch=...)"
             )
         self.stats.restarts[reason] += 1
-        if reason == MORE_CALLS:
+        if reason == reasons.MORE_CALLS:
             self._branches, self._decision = {}, None  # the calls of this step count on
         elif counted:
             self._forget_all()
@@ -374,7 +393,7 @@ class CacheState:
         timed, time = self._is_timed(timestep), self.settings.time
         if not timed:
             time = "step" if time in _BY_NOISE else time
-            self.stats.time_fallbacks[UNTIMED.format(timestep, self.levels.largest)] += 1
+            self.stats.time_fallbacks[reasons.UNTIMED.format(timestep, self.levels.largest)] += 1
         clock = make_clock(time, self.levels)
         if (origin := self.settings.scheme.origin) is not None:
             clock = origin.watched(clock)

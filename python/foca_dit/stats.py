@@ -7,10 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from foca_dit.trajectory import TURNED_BACK, turns_back
-
-SET_ANEW = "the scheduler was set anew"
-"""The restart that a new generation of a pipeline is told by, if it did not end the one before."""
+from foca_dit import reasons
+from foca_dit.trajectory import turns_back
 
 
 @dataclass
@@ -114,7 +112,7 @@ class Generation:
             (stats.restarts, self._restarts),
         ):
             for reason, times in (counts - before).most_common():
-                if reason not in (TURNED_BACK, SET_ANEW):
+                if reason not in (reasons.TURNED_BACK, reasons.SET_ANEW):
                     return f"{reason} ({times} times in {steps} steps)"
         if adaptive:
             return f"none of its {steps} steps was predicted to stay within the tolerance"

@@ -46,6 +46,23 @@ class Timetable:
             self._read = loop
         return self._steps
 
+    @property
+    def place(self) -> int | None:
+        """Which step of the loop the scheduler stands at; None if that is not known."""
+        return None if self.loop is None else self.levels.step_index
+
+    def stands_at(self, timestep: float) -> bool:
+        """Whether the scheduler is at this step now: it is the one that leads the loop."""
+        at = self.place
+        return at is not None and self.steps[at : at + 1] == (timestep,)
+
+    def after(self, before: float, timestep: float) -> tuple[float, ...]:
+        """The loop from a timestep on, if it follows that one; else this loop is not the one."""
+        if timestep not in self.steps:
+            return ()
+        here = self.steps.index(timestep)
+        return self.steps[here:] if self.steps[max(here - 1, 0)] == before else ()
+
     def exact(self, timestep: float, dtype: torch.dtype | None) -> float:
         """The scheduler's own value of a timestep that was rounded on its way to the model.
 
@@ -57,10 +74,8 @@ class Timetable:
             The timestep of the step that the scheduler stands at, if that one is this number after
             rounding; else the timestep itself.
         """
-        if dtype not in HALF or self.loop is None:
-            return timestep
-        at = self.levels.step_index
-        if not 0 <= at < len(self.steps):
+        at = self.place
+        if dtype not in HALF or at is None or not 0 <= at < len(self.steps):
             return timestep
         step = self.steps[at]
         return step if timestep in _rounded(step, self.levels.timestep_scale, dtype) else timestep

@@ -7,18 +7,18 @@ clearly continue what came before starts anew, at the price of a few full steps.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from foca_dit import reasons
 from foca_dit.clock import Clock
 
 # Consecutive samples of one trajectory differ by one solver step, samples of two trajectories by
 # independent noise: the relative distance of their fingerprints is then near sqrt(2).
 CONTINUITY_LIMIT = 0.75
-DISCONTINUOUS = "the sample does not continue the one before"
-TURNED_BACK = "the timestep moved against the direction of the loop"
 FINGERPRINT_SIZE = 1024
 
 
@@ -43,13 +43,37 @@ def continues(before: torch.Tensor, after: torch.Tensor) -> bool:
     return bool(distance <= CONTINUITY_LIMIT * torch.linalg.vector_norm(before))
 
 
+class Seen:
+    """A tensor as it was: not looked at again while it is the same one, and not written to."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self._reference = weakref.ref(value)
+        self._version = _version(value)
+        self._signature = _signature(value)
+        self._fingerprint = fingerprint(value)
+
+    def is_still(self, value: torch.Tensor) -> bool:
+        """Whether a tensor is this one, or has its values (a host read)."""
+        if self._reference() is value and _version(value) == self._version is not None:
+            return True
+        return _signature(value) == self._signature and torch.equal(
+            fingerprint(value), self._fingerprint
+        )
+
+
+def _version(value: torch.Tensor) -> int | None:
+    """The count of writes to a tensor; inference tensors have none."""
+    return None if value.is_inference() else value._version
+
+
 @dataclass
 class Trajectory:
     """The steps that one branch has gone through.
 
     Attributes:
         clock: maps the model's timestep and the step index to the time variable.
-        watch: compare samples as well (a host read per call), not only timesteps and shapes.
+        watch: compare samples (a host read per call) and conditions as well, not only timesteps
+            and shapes.
         timesteps: the model's timestep at every step so far.
         tau: the time variable at every step so far (float64).
     """
@@ -60,22 +84,27 @@ class Trajectory:
     tau: list[float] = field(default_factory=list)
     _shape: tuple[object, ...] | None = None
     _sample: torch.Tensor | None = None
+    _conditions: list[Seen] = field(default_factory=list)
 
     @property
     def step(self) -> int:
         """Index of the step in progress or last finished; -1 before the first."""
         return len(self.timesteps) - 1
 
-    def break_with(self, timestep: float, sample: torch.Tensor) -> str | None:
+    def break_with(
+        self, timestep: float, sample: torch.Tensor, conditions: Sequence[torch.Tensor] = ()
+    ) -> str | None:
         """Why this call does not continue the trajectory, or None if it does."""
         if not self.timesteps:
             return None
         if self._shape != _signature(sample):
-            return "the sample's shape, dtype or device changed"
+            return reasons.RESHAPED
         if turns_back(self.timesteps, timestep):
-            return TURNED_BACK
+            return reasons.TURNED_BACK
+        if self.watch and not self._are_still(conditions):
+            return reasons.RECONDITIONED
         if self._sample is not None and not continues(self._sample, fingerprint(sample)):
-            return DISCONTINUOUS
+            return reasons.DISCONTINUOUS
         return None
 
     def saw(self, sample: torch.Tensor) -> bool:
@@ -84,14 +113,22 @@ class Trajectory:
             return False
         return torch.equal(fingerprint(sample), self._sample)
 
-    def advance(self, timestep: float, sample: torch.Tensor) -> int:
+    def advance(
+        self, timestep: float, sample: torch.Tensor, conditions: Sequence[torch.Tensor] = ()
+    ) -> int:
         """Records a call and returns its step index. The same timestep again is the same step."""
         if not self.timesteps or timestep != self.timesteps[-1]:
             self.tau.append(self.clock(timestep, len(self.tau)))  # may raise: it may be the user's
             self.timesteps.append(timestep)
         self._shape = _signature(sample)
         self._sample = fingerprint(sample) if self.watch else None
+        if self.watch and not self._are_still(conditions):
+            self._conditions = [Seen(value) for value in conditions]
         return self.step
+
+    def _are_still(self, conditions: Sequence[torch.Tensor]) -> bool:
+        known = self._conditions
+        return len(known) == len(conditions) and all(map(Seen.is_still, known, conditions))
 
 
 def _signature(sample: torch.Tensor) -> tuple[object, ...]:

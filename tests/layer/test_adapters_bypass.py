@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import BY_NAME
+from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 
@@ -19,6 +20,46 @@ def _residuals(*shape, count=2):
     return [
         torch.randn(2, *shape, generator=torch.Generator().manual_seed(i)) for i in range(count)
     ]
+
+
+def _double(module, arguments, output):
+    return tuple(2 * part for part in output) if isinstance(output, tuple) else 2 * output
+
+
+@pytest.mark.parametrize(("granularity", "path"), [("stack", "1"), ("module", "1.ff")])
+def test_forward_hooks_of_ones_own_are_not_forecast_around(granularity, path):
+    """In a skipped step a block's would run again, and a cached module's would not run."""
+    case, model = BY_NAME["flux"], BY_NAME["flux"].model()
+    model.transformer_blocks.get_submodule(path).register_forward_hook(_double)
+    expected = case.draw(model)
+    apply_foca_cache(model, FoCaCacheConfig(cache_interval=4, granularity=granularity))
+    with pytest.warns(UserWarning, match="a forward hook on .* may change what is cached"):
+        assert torch.equal(case.draw(model), expected)
+    assert foca_cache_stats(model)["skipped_steps"] == 0
+
+
+def test_a_hook_of_ones_own_in_diffusers_registry_is_not_forecast_around():
+    class Doubled(ModelHook):
+        def post_forward(self, module, output):
+            return _double(module, (), output)
+
+    case, model = BY_NAME["flux"], BY_NAME["flux"].model()
+    registry = HookRegistry.check_if_exists_or_initialize(model.transformer_blocks[0])
+    registry.register_hook(Doubled(), "doubled")
+    expected = case.draw(model)
+    apply_foca_cache(model, FoCaCacheConfig(cache_interval=4, granularity="stack"))
+    with pytest.warns(UserWarning, match="the hook Doubled may change what the blocks compute"):
+        assert torch.equal(case.draw(model), expected)
+
+
+def test_forward_hooks_elsewhere_are_no_reason():
+    case, model, seen = BY_NAME["flux"], BY_NAME["flux"].model(), []
+    expected = case.draw(apply_foca_cache(model, CONFIG))
+    model.x_embedder.register_forward_hook(lambda *_: seen.append(1))
+    model.transformer_blocks[0].ff.register_forward_pre_hook(lambda *_: seen.append(2))
+    assert torch.equal(case.draw(model), expected)
+    assert not foca_cache_stats(model)["bypasses"]
+    assert set(seen) == {1, 2}
 
 
 @pytest.mark.parametrize("granularity", ["module", "stack"])

@@ -7,8 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from models import tiny_dit
 
-from foca_dit import FoCaCacheConfig, FullSteps, apply_foca_cache, foca_cache_stats
-from foca_dit.adapters.hooks import find_hook
+from foca_dit import CacheState, FoCaCacheConfig, FullSteps, apply_foca_cache, cache_scope
 from foca_dit.ahead import MOST, Ahead
 
 FULL = (0, 1, 2, 6)  # so 3, 4, 5 are skipped, and 7 to 9
@@ -29,7 +28,7 @@ def _loop(ahead, dtype=torch.float32, edit=lambda model, labels, step: labels, *
     scheduler.set_timesteps(STEPS)
     x = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     labels, outputs, counts = torch.tensor([1, 2, 2, 10]), [], []
-    with torch.no_grad():
+    with torch.no_grad(), cache_scope(model, state := CacheState(CONFIG)):
         for step, t in enumerate(scheduler.timesteps):
             labels = edit(model, labels, step)
             output = model(x, timestep=t.to(dtype).expand(4), class_labels=labels).sample
@@ -37,19 +36,19 @@ def _loop(ahead, dtype=torch.float32, edit=lambda model, labels, step: labels, *
             outputs.append(output)
             counts.append(embedded.copy())
             embedded.clear()
-    return model, outputs, counts
+    return state, outputs, counts
 
 
 def _compare(**how):
-    model, outputs, counts = _loop(True, **how)
+    _, outputs, counts = _loop(True, **how)
     _, expected, _ = _loop(False, **how)
     for step, pair in enumerate(zip(outputs, expected, strict=True)):
         torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-4, msg=f"step {step}")
-    return model, counts
+    return counts
 
 
 def test_gates_of_an_interval_are_computed_once():
-    _, counts = _compare()
+    counts = _compare()
     assert counts == [[4], [4], [4], [3], [], [], [4], [3], [], []]
     _, _, alone = _loop(False)
     assert alone == [[4], [4], [4], [1], [1], [1], [4], [1], [1], [1]]
@@ -63,7 +62,7 @@ def test_other_labels_have_other_gates():
             return labels.flip(0)
         return labels.fill_(7) if step == 8 else labels
 
-    _, counts = _compare(edit=edit)
+    counts = _compare(edit=edit)
     assert counts == [[4], [4], [4], [3], [2], [], [4], [3], [2], []]
 
 
@@ -84,12 +83,12 @@ def test_gates_in_training_mode_drop_labels_anew():
 
 
 def test_what_is_kept_is_counted_and_given_back():
-    model, _, _ = _loop(True)
-    histories = sum(b.histories.nbytes for b in find_hook(model).state.branches.values())
+    state, _, _ = _loop(True)
+    histories = sum(branch.histories.nbytes for branch in state.branches.values())
     gates = 3 * 6 * 4 * 32 * 4  # steps, features, samples, width, bytes
-    assert foca_cache_stats(model)["nbytes"] == histories + gates
-    find_hook(model).state.reset()
-    assert foca_cache_stats(model)["nbytes"] == 0
+    assert state.nbytes == histories + gates
+    state.reset()
+    assert state.nbytes == 0
 
 
 def _double(timesteps):

@@ -3,18 +3,23 @@
 import contextlib
 import copy
 import gc
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from models import call_dit, draw, tiny_dit
 
 from foca_dit import (
     Adaptive,
     CacheState,
     FoCaCacheConfig,
+    FullSteps,
     apply_foca_cache,
     cache_scope,
     foca_cache_stats,
+    reasons,
 )
 from foca_dit.adapters.hooks import find_hook
 from foca_dit.history import FeatureHistories
@@ -184,7 +189,7 @@ def test_guidance_switched_off_part_way():
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_guidance_switched_on_part_way_counts_from_there(granularity):
-    """Unnamed, the other prompt called first: nobody can tell which call was which before."""
+    """Unnamed, the other prompt called first: it is not taken for what was alone before."""
     config = FoCaCacheConfig(granularity=granularity, cache_interval=3, history_dtype=torch.float32)
     model, named = (apply_foca_cache(tiny_dit(), config) for _ in range(2))
     x, state = torch.randn(1, 4, 8, 8), CacheState(config)
@@ -196,16 +201,13 @@ def test_guidance_switched_on_part_way_counts_from_there(granularity):
 
     timesteps = [1000.0 - 20 * i for i in range(15)]
     call_dit(model, timesteps[:7], x, labels["cond"])
-    call_dit(model, timesteps[7:8], x, labels["uncond"])  # taken for what was alone before
     actual, expected = [], []
     for t in timesteps[7:]:
         for branch, label in labels.items():
-            if (t, branch) == (timesteps[7], "uncond"):
-                continue
             actual += call_dit(model, [t], x, label)
             expected.append(in_scope(t, branch))
     torch.testing.assert_close(actual, expected)
-    assert foca_cache_stats(model)["restarts"] == {"a step had more calls than the one before": 1}
+    assert foca_cache_stats(model)["restarts"] == {reasons.RECONDITIONED: 1}
     assert foca_cache_stats(named, state)["skipped_steps"] > 4
 
 
@@ -335,3 +337,44 @@ def test_a_failing_time_function_leaves_the_trajectory_whole():
     broken.clear()
     call_dit(model, [700.0, 600.0], x)
     assert foca_cache_stats(model)["skipped_steps"] == 1
+
+
+def _under(scheduler, config, knows, noises=1, steps=8):
+    """A loop under a scheduler that the cache knows or not; every call of a step has a noise."""
+    model, ran = tiny_dit(), []
+    pipeline = SimpleNamespace(transformer=model, scheduler=scheduler)
+    apply_foca_cache(pipeline if knows else model, config)
+    model.transformer_blocks[0].norm3.register_forward_pre_hook(lambda *_: ran.append(step))
+    scheduler.set_timesteps(steps)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    step = 0
+    for step, t in enumerate(scheduler.timesteps):  # noqa: B007
+        calls = [call_dit(model, [float(t)], x + i * torch.randn_like(x))[0] for i in range(noises)]
+        velocity = torch.stack(calls).mean(0)[:, :4]
+        x = scheduler.step(velocity, t, x).prev_sample
+    return foca_cache_stats(model), sorted(set(ran))
+
+
+@pytest.mark.parametrize("kind", [FlowMatchEulerDiscreteScheduler, DDIMScheduler])
+def test_the_second_step_is_skipped_if_the_schedule_says_so(kind):
+    config = FoCaCacheConfig(schedule=FullSteps([0, 3, 6]), granularity="stack")
+    stats, ran = _under(kind(), config, knows=True)
+    assert (ran, stats["fallbacks"]) == ([0, 3, 6], {})
+
+
+def test_the_second_step_is_computed_where_no_scheduler_is_known():
+    kind, config = FlowMatchEulerDiscreteScheduler, FoCaCacheConfig(granularity="stack")
+    config = replace(config, schedule=FullSteps([0, 3, 6]))
+    stats, ran = _under(kind(), config, knows=False)
+    assert ran == [0, 1, 3, 6]
+    assert stats["fallbacks"] == {reasons.SECOND_STEP: 1}
+    stats, ran = _under(kind(), replace(config, schedule=FullSteps([0, 1, 3])), knows=False)
+    assert (ran, stats["fallbacks"]) == ([0, 1, 3], {})
+
+
+def test_branches_with_noise_of_their_own_are_told_apart_by_the_scheduler():
+    """As Cosmos calls its model: new noise in every call, and no names."""
+    config = FoCaCacheConfig(schedule=FullSteps([0, 1, 4]), granularity="stack")
+    stats, _ = _under(FlowMatchEulerDiscreteScheduler(), config, knows=True, noises=2)
+    assert (stats["full_steps"], stats["skipped_steps"]) == (6, 10)
+    assert stats["restarts"] == {}

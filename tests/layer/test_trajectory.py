@@ -50,6 +50,36 @@ def test_a_sample_from_elsewhere_breaks_and_a_solver_step_does_not():
     assert path.break_with(800.0, 0.75 * noise + 0.25 * torch.ones(3, 64, 64)) is None
 
 
+def test_another_prompt_breaks_and_the_same_one_in_another_tensor_does_not():
+    path, x, prompt = trajectory(), torch.ones(4), torch.arange(5000.0)
+    path.advance(900.0, x, [prompt])
+    for same in ([prompt], [prompt.clone()]):
+        assert path.break_with(800.0, x, same) is None
+    changed = prompt.clone()
+    changed[4:8] = 0.0
+    for other in ([changed], [], [prompt, prompt], [prompt[:4999]], [prompt.to(torch.int64)]):
+        assert "prompt" in path.break_with(800.0, x, other)
+    prompt[:9] = -1.0  # written to, as a server does with its buffers
+    assert "prompt" in path.break_with(800.0, x, [prompt])
+    path.advance(800.0, x, [prompt])
+    assert path.break_with(700.0, x, [prompt]) is None
+
+
+@torch.inference_mode()
+def test_writes_to_inference_tensors_are_seen():
+    path, x, prompt = trajectory(), torch.ones(4), torch.arange(50.0)
+    path.advance(900.0, x, [prompt])
+    assert path.break_with(800.0, x, [prompt]) is None
+    prompt.mul_(2.0)
+    assert "prompt" in path.break_with(800.0, x, [prompt])
+
+
+def test_a_request_of_its_own_may_change_its_prompt():
+    path, x = Trajectory(make_clock("step", NoiseLevels()), watch=False), torch.ones(4)
+    path.advance(900.0, x, [x])
+    assert path.break_with(800.0, x, [2 * x]) is None
+
+
 def test_time_variables():
     flow = NoiseLevels(timestep_scale=1000.0)
     assert make_clock("sigma", flow)(250.0, 7) == 0.25

@@ -9,7 +9,7 @@ from test_persistence import _generate
 from test_threads_and_sharing import _img2img as _same_noise
 from test_threads_and_sharing import _sharing
 
-from foca_dit import Adaptive, FoCaCacheConfig, apply_foca_cache, foca_cache_stats
+from foca_dit import Adaptive, FoCaCacheConfig, apply_foca_cache, foca_cache_stats, reasons
 
 GRANULARITIES = ("module", "stack", "output")
 CONFIGS = {
@@ -33,13 +33,22 @@ def _img2img(pipeline, prompt, strength, stop_at=None):
     return _same_noise(pipeline, prompt=prompt, strength=strength, callback_on_step_end=stop)
 
 
+TOLD_BY = {
+    "its scheduler": (reasons.SET_ANEW, lambda pipeline: pipeline),
+    "the prompt": (reasons.RECONDITIONED, lambda pipeline: pipeline.transformer),
+}
+
+
 @pytest.mark.supports("exception")
+@pytest.mark.parametrize(("reason", "cached"), TOLD_BY.values(), ids=TOLD_BY)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize(("stop_at", "strength"), [(3, 0.4), (3, 0.5), (5, 0.5)])
-def test_an_exception_in_a_callback_then_another_prompt_further_down(config, stop_at, strength):
+def test_an_exception_in_a_callback_then_another_prompt_further_down(
+    config, stop_at, strength, reason, cached
+):
     pipeline, fresh = (_sharing(tiny_flux_pipeline()) for _ in range(2))
     for each in (pipeline, fresh):
-        apply_foca_cache(each, config)
+        apply_foca_cache(cached(each), config)
     with pytest.raises(Stop):
         _img2img(pipeline, 9, 0.8, stop_at)
     before = foca_cache_stats(pipeline)["full_steps"]
@@ -47,7 +56,7 @@ def test_an_exception_in_a_callback_then_another_prompt_further_down(config, sto
     assert (
         foca_cache_stats(pipeline)["full_steps"] - before == foca_cache_stats(fresh)["full_steps"]
     )
-    assert foca_cache_stats(pipeline)["restarts"] == {"the scheduler was set anew": 1}
+    assert foca_cache_stats(pipeline)["restarts"] in ({reason: 1}, {reasons.TURNED_BACK: 1})
 
 
 def _sd3():
@@ -129,7 +138,10 @@ def test_a_first_step_that_fails_in_the_model_then_another_prompt(granularity, s
 
 
 @torch.no_grad()
-def test_so_it_is_with_a_bare_model():
+@pytest.mark.parametrize(
+    ("prompt", "reason"), [(9, reasons.RECONDITIONED), (1, reasons.NEVER_BEGUN)]
+)
+def test_so_it_is_with_a_bare_model(prompt, reason):
     config = FoCaCacheConfig(cache_interval=4, disable_cache_before_step=1, granularity="module")
     model, fresh = (apply_foca_cache(tiny_flux(), config) for _ in range(2))
     x = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0))
@@ -142,11 +154,11 @@ def test_so_it_is_with_a_bare_model():
 
     handle = _fail_in(model.norm_out)
     with pytest.raises(Stop):
-        step(model, 9, 1.0)
+        step(model, prompt, 1.0)
     handle.remove()
     for t in (1.0, 0.9, 0.8, 0.7):
         assert torch.equal(step(model, 1, t), step(fresh, 1, t))
-    assert foca_cache_stats(model)["restarts"] == {"the first step did not return": 1}
+    assert foca_cache_stats(model)["restarts"] == {reason: 1}
 
 
 @torch.no_grad()

@@ -12,14 +12,23 @@ import itertools
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils._pytree import tree_any
 
 from foca_dit.adapters import registry
+from foca_dit.adapters.arguments import (
+    conditions,
+    named,
+    one_timestep,
+    requires_grad,
+    scalar,
+    signature_of,
+)
 from foca_dit.adapters.block_hooks import Call, Mode
 from foca_dit.adapters.layout import Layout, Located, Shared
 from foca_dit.adapters.output import OutputShape
@@ -34,12 +43,15 @@ _moving = threading.Lock()  # threads that begin at once move a hook once
 _UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 
 
-class _Scope(threading.local):
-    """What `cache_scope` sets for the calls inside it, in this thread."""
+class Scope(NamedTuple):
+    """What `cache_scope` sets for the calls inside it."""
 
-    active = False
-    state: CacheState | None = None
-    branch: str | None = None
+    state: CacheState | None
+    branch: str
+
+
+# Of this task or thread; a call that asyncio hands to a thread takes it along.
+_SCOPES: ContextVar[dict[ModelHook, Scope]] = ContextVar("foca_dit.cache_scope")
 
 
 class _Own(threading.local):
@@ -75,7 +87,6 @@ class ModelHook(Hook):
         self.placed: list[tuple[Located | Shared, torch.nn.Module]] = []
         self.collapse = True  # False: skip module by module, to compare
         self.call = Call()
-        self.scope = _Scope()
         self._outputs = _Outputs()
         self._warned = False
         self._signature: inspect.Signature | None = None
@@ -88,6 +99,21 @@ class ModelHook(Hook):
     @state.setter
     def state(self, state: CacheState) -> None:
         self._own.state = state
+
+    @property
+    def scope(self) -> Scope | None:
+        """That of the innermost `cache_scope` around the call, if there is any."""
+        return _SCOPES.get({}).get(self)
+
+    @contextmanager
+    def scoped(self, state: CacheState | None, branch: str) -> Iterator[None]:
+        """Sets the scope of the calls inside."""
+        token = _SCOPES.set({**_SCOPES.get({}), self: Scope(state, branch)})
+        try:
+            yield
+        finally:
+            with suppress(ValueError):  # left in another task, which never had it
+                _SCOPES.reset(token)
 
     @property
     def states(self) -> tuple[CacheState, ...]:
@@ -109,12 +135,13 @@ class ModelHook(Hook):
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         run = self.fn_ref.original_forward
-        state = self.scope.state if self.scope.active else self.state
+        scope = self.scope
+        state = self.state if scope is None else scope.state
         if state is None:
             return run(*args, **kwargs)
         if self._signature is None:
-            self._signature = inspect.signature(type(module).forward)
-        bound = self._signature.bind_partial(module, *args, **kwargs).arguments
+            self._signature = signature_of(type(module), self.spec.sample)
+        bound = named(self._signature, module, args, kwargs)
         sample = as_batch(bound.get(self.spec.sample))
         if (reason := self._why_not(bound, sample)) is not None:
             state.stats.bypasses[reason] += 1
@@ -122,9 +149,9 @@ class ModelHook(Hook):
             self._warn(reason)
             return run(*args, **kwargs)
         self._follow_scheduler(state)
-        timestep = _scalar(bound[self.spec.timestep])
+        timestep = scalar(bound[self.spec.timestep])
         dtype = getattr(bound[self.spec.timestep], "dtype", None)
-        branch = state.enter(timestep, sample, self._branch_name(), dtype)
+        branch = state.enter(timestep, sample, self._branch_name(), dtype, conditions(bound))
         histories = branch.histories
         due = sum(histories.due(feature) for feature in range(self.features))
         mode, kind = self._mode(due, state)
@@ -133,14 +160,12 @@ class ModelHook(Hook):
         if mode == "skip" and self._is_graphed(state):
             output = branch.skipped.run(
                 lambda given: self.perform(histories, "skip", state, dict(given)),
-                *(module, _as_keywords(self._signature, bound), histories, state.stats),
+                *(module, bound, histories, state.stats),
             )
         else:
             if mode != "skip":
                 branch.ahead.forget()
-            # What is traced would be a constant of the compiled step.
-            ahead = None if torch.compiler.is_compiling() else branch.ahead
-            with self.call.opened(histories, mode, bound, ahead):
+            with self.call.opened(histories, mode, bound, branch.ahead):
                 output = self._run(histories, state, args, kwargs)
         state.leave(branch)
         setattr(state.stats, f"{kind}_steps", getattr(state.stats, f"{kind}_steps") + 1)
@@ -206,26 +231,38 @@ class ModelHook(Hook):
 
     def _why_not(self, bound: dict[str, Any], sample: Any) -> str | None:
         """Why this call cannot be cached, or None if it can."""
-        if not _one_timestep(bound.get(self.spec.timestep)):
+        if not one_timestep(bound.get(self.spec.timestep)):
             return "the call does not pass one timestep for the whole batch"
         if is_list_of_tensors(sample):
             return f"the samples in the list '{self.spec.sample}' differ in shape, dtype or device"
         if not isinstance(sample, torch.Tensor):
             what = "a tensor, or a list of tensors," if isinstance(sample, list) else "a tensor"
             return f"the call does not pass {what} as '{self.spec.sample}'"
-        if torch.is_grad_enabled() and _requires_grad(bound):
+        if torch.is_grad_enabled() and requires_grad(bound):
             return "an argument requires a gradient"
         if torch.is_grad_enabled() and any(p.requires_grad for p in self._root.parameters()):
             return "gradients are enabled: call the model under torch.no_grad()"
         if (name := self.spec.forbidden(bound)) is not None:
             return f"the call passes {name}, which feeds something in between the blocks"
         for block in self._blocks:
-            for module in (block, *block._modules.values()):
-                if module is not None and (other := registry.replaced_by(module)) is not None:
+            for module in filter(None, (block, *block._modules.values())):
+                if (other := registry.replaced_by(module)) is not None:
                     return f"{other} of diffusers replaces what the blocks compute"
+                if (other := registry.changed_by(module)) is not None:
+                    return f"the hook {other} may change what the blocks compute"
             if self.granularity == "module" and getattr(block, "_chunk_size", None) is not None:
                 return "forward chunking runs the blocks' feed-forwards in pieces"
+        for module in self._watched:
+            if registry.may_be_changed(module, before=self.granularity == "stack"):
+                return f"a forward hook on {type(module).__name__} may change what is cached"
         return None
+
+    @property
+    def _watched(self) -> list[torch.nn.Module]:
+        """Where a forward hook would be missed by forecasts, or count twice."""
+        if self.granularity == "stack":
+            return self._blocks
+        return [module for located, module in self.placed if isinstance(located, Located)]
 
     def _follow_modules(self, root: torch.nn.Module) -> None:
         """Moves hooks to modules that now stand in the place of others: LoRA loaded or unloaded."""
@@ -249,10 +286,12 @@ class ModelHook(Hook):
         state.levels = NoiseLevels.of(scheduler, self.spec.timestep_scale, self.spec.time_runs_up)
 
     def _branch_name(self) -> str | None:
-        if self.scope.active:
-            return self.scope.branch
+        """As the scope, and the pipeline by diffusers' `cache_context`, name it, or None."""
         context = None if self.contexts is None else self.contexts._context
-        return None if context is None else getattr(context, "name", context)
+        name = None if context is None else getattr(context, "name", context)
+        if self.scope is None:
+            return name
+        return self.scope.branch if name is None else f"{self.scope.branch}, {name}"
 
     def initialize_hook(self, module: torch.nn.Module) -> torch.nn.Module:
         self._root = module
@@ -271,13 +310,13 @@ class ModelHook(Hook):
         levels = self._first.levels
         memo.setdefault(id(levels.scheduler), levels.scheduler)  # the pipeline's, not one's own
         copied: ModelHook = memo.setdefault(id(self), ModelHook.__new__(ModelHook))
-        own = {"_first", "_own", "_pipeline", "scope", "_signature"}
+        own = {"_first", "_own", "_pipeline", "_signature"}
         for name, value in self.__dict__.items():
             if name not in own:
                 copied.__dict__[name] = copy.deepcopy(value, memo)
         state = self._first.anew_for(copied._root)
         copied._first, copied._own = state, _Own(state, threading.get_ident())
-        copied.scope, copied._signature = _Scope(), None
+        copied._signature = None
         pipeline = self._pipeline()
         copied.belong_to(memo.get(id(pipeline), pipeline))  # a copy of the pipeline, if it is one
         return copied
@@ -298,12 +337,6 @@ def find_hook(model: torch.nn.Module) -> ModelHook | None:
     return hook if isinstance(hook, ModelHook) else None
 
 
-def _requires_grad(arguments: dict[str, Any]) -> bool:
-    """Whether a tensor among the arguments does, inside lists and dicts, too."""
-    given = list(arguments.values())
-    return tree_any(lambda value: isinstance(value, torch.Tensor) and value.requires_grad, given)
-
-
 def _nothing() -> None:
     """A reference to no pipeline."""
 
@@ -316,36 +349,3 @@ def _reference(pipeline: Any) -> Callable[[], Any]:
         return weakref.ref(pipeline)
     except TypeError:
         return lambda: pipeline
-
-
-def _one_timestep(timestep: Any) -> bool:
-    """Whether a timestep is given, and is the same for the whole batch."""
-    if not isinstance(timestep, torch.Tensor):
-        return timestep is not None
-    if timestep.dim() > 1:
-        timestep = _of_samples(timestep)
-    # A timestep expanded to the batch says so by its stride, without a look at its values.
-    flat = timestep.reshape(-1)
-    return flat.numel() == 1 or timestep.stride(0) == 0 or bool((flat == flat[0]).all())
-
-
-def _as_keywords(signature: inspect.Signature, bound: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a bound call, the model itself left out, as one would name them all."""
-    itself, *_ = signature.parameters
-    given = {name: value for name, value in bound.items() if name != itself}
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            given.update(given.pop(name, {}))
-    return given
-
-
-def _scalar(timestep: Any) -> float:
-    """The timestep of the whole batch: the first sample's (a host read on a GPU)."""
-    if isinstance(timestep, torch.Tensor):
-        return float(_of_samples(timestep).reshape(-1)[0])
-    return float(timestep)
-
-
-def _of_samples(timestep: torch.Tensor) -> torch.Tensor:
-    """Timesteps per token as timesteps per sample: tokens of given images stand at lower ones."""
-    return timestep.flatten(1).amax(1) if timestep.dim() > 1 else timestep

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -195,14 +195,39 @@ def move(root: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) -> N
 
 def replaced_by(module: torch.nn.Module) -> str | None:
     """What else replaces this module's output: the name of a technique of diffusers, or None."""
-    registry = module.__dict__.get("_diffusers_hook")
-    if registry is None:
-        return None
-    for hook in registry.hooks.values():
+    for hook in _others(module):
         package, _, name = type(hook).__module__.rpartition(".")
         if package == "diffusers.hooks" and name in REPLACING:
             return REPLACING[name]
     return None
+
+
+def changed_by(module: torch.nn.Module) -> str | None:
+    """A hook in diffusers' registry that is not diffusers' own and may change the output."""
+    return next((type(h).__name__ for h in _others(module) if not _is_harmless(type(h))), None)
+
+
+def _others(module: torch.nn.Module) -> Iterable[Any]:
+    registry = module.__dict__.get("_diffusers_hook")
+    return () if registry is None else registry.hooks.values()
+
+
+def may_be_changed(module: torch.nn.Module, before: bool) -> bool:
+    """Whether forward hooks of torch, set by someone else, may change the output of a module.
+
+    Args:
+        before: whether those that run before it count, too.
+    """
+    hooks = list(module._forward_hooks.values())
+    if before:
+        hooks += module._forward_pre_hooks.values()
+    return any(not _is_harmless(getattr(hook, "func", hook)) for hook in hooks)
+
+
+def _is_harmless(hook: Any) -> bool:
+    """Whether a hook comes from a package whose hooks move, cast or count, but change no values."""
+    module = getattr(hook, "__module__", None) or type(hook).__module__
+    return module.partition(".")[0] in ("torch", "diffusers", "accelerate", "peft", "foca_dit")
 
 
 def check_copyable(root: torch.nn.Module) -> None:
