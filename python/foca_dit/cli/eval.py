@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
             kept = f"{len(results.rows)} rows are kept in {args.out}"
             print(f"\n{kept}: the same command (without --fresh) goes on there")
         raise
-    wanted = [row for row in results.rows if any(_same(row, key) for _, key in keys)]
+    wanted = [row for row in results.rows if any(suite.is_of(row, key) for _, key in keys)]
     print(tables.report(wanted, pooled=results.pooled))
     if args.page is not None:
         tables.write_into(args.page, results.rows, results.pooled)
@@ -128,10 +128,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"FID over full steps: {args.draw}")
     print(f"written: {args.out}")
     return 0
-
-
-def _same(row: dict[str, Any], key: dict[str, Any]) -> bool:
-    return all(row.get(name) == value for name, value in key.items())
 
 
 def _plan(args: argparse.Namespace, shift: float | None) -> Any:

@@ -107,6 +107,11 @@ class Plan:
                         yield rival, {**key, "row": rival.name, "budget": budget}
 
 
+def is_of(row: Row, key: Row) -> bool:
+    """Whether a row is the one that a key of `Plan.rows` identifies."""
+    return all(row.get(name) == value for name, value in key.items())
+
+
 class Results:
     """The rows of a JSON file; written anew, whole, after each one.
 
@@ -135,7 +140,7 @@ class Results:
 
     def known(self, key: Row) -> bool:
         """Whether a row is there."""
-        return any(all(row.get(name) == value for name, value in key.items()) for row in self.rows)
+        return any(is_of(row, key) for row in self.rows)
 
     def add(self, row: Row) -> None:
         """Keeps a row."""
