@@ -169,6 +169,18 @@ def _series(
     lipschitz, index = dynamics.stiffness(gram, tau)
     plane = {"full": np.eye(steps), **{n: used[n] for n in SCHEMES if n != "BDF2 alone"}}
     paths, shares = dynamics.principal_plane(one, list(plane.values()))
+
+    def horizons(apart: int) -> dict[int, dict[str, list[float]]]:
+        """By start: the errors after computing every `apart`-th step up to it."""
+        return {
+            start: {
+                n: _plain(dynamics.horizon_errors(gram, s, tau, start, HORIZON, apart))
+                for n, s in SCHEMES.items()
+            }
+            for start in starts
+        }
+
+    at_work = horizons(interval)
     return {
         "full_steps": list(full),
         "interval_errors": {n: _plain(dynamics.relative_errors(gram, u)) for n, u in used.items()},
@@ -177,32 +189,11 @@ def _series(
         },
         "lipschitz": _plain(lipschitz),
         "stiffness": _plain(index),
-        "horizons": {
-            start: {
-                n: _plain(dynamics.horizon_errors(gram, s, tau, start, HORIZON))
-                for n, s in SCHEMES.items()
-            }
-            for start in starts
-        },
-        "horizons_from_interval": {
-            start: {
-                n: _plain(dynamics.horizon_errors(gram, s, tau, start, HORIZON, interval))
-                for n, s in SCHEMES.items()
-            }
-            for start in starts
-        },
+        "horizons": horizons(1),
+        "horizons_from_interval": at_work,
         "growth": {
-            n: float(
-                np.mean(
-                    [
-                        dynamics.growth_exponent(
-                            dynamics.horizon_errors(gram, s, tau, start, HORIZON, interval)
-                        )
-                        for start in starts
-                    ]
-                )
-            )
-            for n, s in SCHEMES.items()
+            n: float(np.mean([dynamics.growth_exponent(at_work[start][n]) for start in starts]))
+            for n in SCHEMES
         },
         "plane": {
             "shares": _plain(shares),
