@@ -35,7 +35,7 @@ from foca_dit import (
     remove_foca_cache,
 )
 from foca_dit.analysis.metrics import psnr
-from foca_dit.cli.demo import load
+from foca_dit.evaluation.trained import load
 
 WEIGHTS = Path(__file__).parents[1] / "examples/fashion_dit/weights"
 WAYS: dict[str, dict[str, Any]] = {

@@ -176,8 +176,8 @@ def test_the_shipped_reference_is_of_real_images(shipped):
 
 def test_fid_is_that_of_all_seeds_together(shipped, tmp_path, monkeypatch):
     """Cut and resumed, it is still the distance of all images, not a mean of distances."""
-    from foca_dit.cli.demo import load
     from foca_dit.evaluation.metrics import frechet_distance, gaussian
+    from foca_dit.evaluation.trained import load
 
     judge, seen = load_judge(shipped), []
     model, _ = load(shipped / "weights")

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foca_dit.cli.demo import DEFAULT_MODEL
+from foca_dit.cli.arguments import add_model, at_least, in_a_folder
+from foca_dit.evaluation.trained import DEFAULT_MODEL, load_trained
 
 if TYPE_CHECKING:
     from foca_dit.evaluation.judge import Judge
@@ -27,13 +28,7 @@ def add_to(commands: Any) -> None:
         "written when it is measured: the same command goes on where it was interrupted. "
         "docs/evaluation.md says what each row is.",
     )
-    parser.add_argument(
-        "model",
-        type=Path,
-        nargs="?",
-        default=DEFAULT_MODEL,
-        help="folder with transformer/ and scheduler/ (default examples/fashion_dit/weights)",
-    )
+    add_model(parser)
     parser.add_argument("--quick", action="store_true", help="three budgets, 32 images, one seed")
     parser.add_argument("--budgets", type=int, nargs="+", metavar="N", help="full steps")
     parser.add_argument("--images", type=int, help="per seed (128; quick 32)")
@@ -86,15 +81,12 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from foca_dit.evaluation import suite, tables
-    from foca_dit.evaluation.trained import load_trained
 
     if args.list:
         for rival in suite.RIVALS:
             print(f"{rival.name} [{rival.group}]\n    {rival.source}")
         return 0
-    for name, file in (("out", args.out), ("draw", args.draw)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise FileNotFoundError(f"argument --{name}: expected a folder that exists, got {file}")
+    in_a_folder(out=args.out, draw=args.draw)
     if args.page is not None:
         tables.check_page(args.page)
     trained = load_trained(args.model)
@@ -135,8 +127,7 @@ def _plan(args: argparse.Namespace, shift: float | None) -> Any:
 
     default = QUICK if args.quick else THOROUGH
     seeds = default["seeds"] if args.seeds is None else args.seeds
-    if seeds < 1:
-        raise ValueError(f"argument --seeds: expected at least 1, got {seeds}")
+    at_least(("seeds", seeds, 1))
     budgets = args.budgets or [n for n in default["budgets"] if n < args.steps]
     return suite.Plan(
         budgets=tuple(budgets),
