@@ -48,12 +48,20 @@ def test_rows_and_tables(dit, plan, tmp_path):
     assert "5 full steps: PSNR of each image" in text
     assert " ± " in text  # two seeds
     assert "L2C-style mask (5, 4): computes every second step" in text
-    page = tmp_path / "page.md"
-    page.write_text("a\n<!-- eval:begin -->\nold\n<!-- eval:end -->\nb\n")
-    tables.write_into(page, results.rows)
-    assert page.read_text().startswith("a\n<!-- eval:begin -->\n12 steps")
-    assert page.read_text().endswith("<!-- eval:end -->\nb\n")
-    assert "old" not in page.read_text()
+    assert "All metrics at 4 full steps:" in text
+    assert "All metrics" not in tables.report(results.rows, metrics=False)
+
+
+def test_rows_that_are_absent_for_one_reason_share_a_line():
+    rows = [
+        {"row": name, "budget": budget, "absent": why}
+        for budget in (4, 9)
+        for name, why in (("A, all", "not here"), ("B", "not here"), ("C", f"more than {budget}"))
+    ]
+    assert tables.absent([*rows, rows[0], {"row": "D", "budget": 4}]) == (
+        "Absent:\n\n- A, all; B (9, 4): not here\n- C (4): more than 4\n- C (9): more than 9"
+    )
+    assert tables.absent([]) == ""
 
 
 def test_a_run_that_was_cut_goes_on(dit, plan, tmp_path):

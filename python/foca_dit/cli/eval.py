@@ -60,12 +60,6 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--fresh", action="store_true", help="forget the rows that --out has")
     parser.add_argument("--out", type=Path, default=Path("eval.json"), help="the rows, as JSON")
     parser.add_argument(
-        "--page",
-        type=Path,
-        metavar="FILE",
-        help="put the tables of all rows in --out between a Markdown page's markers",
-    )
-    parser.add_argument(
         "--draw",
         type=Path,
         metavar="FILE",
@@ -87,8 +81,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"{rival.name} [{rival.group}]\n    {rival.source}")
         return 0
     in_a_folder(out=args.out, draw=args.draw)
-    if args.page is not None:
-        tables.check_page(args.page)
     trained = load_trained(args.model)
     plan = _plan(args, trained.shift)
     judge = _judge(args)
@@ -108,8 +100,6 @@ def run(args: argparse.Namespace) -> int:
         raise
     wanted = [row for row in results.rows if any(suite.is_of(row, key) for _, key in keys)]
     print(tables.report(wanted, pooled=results.pooled))
-    if args.page is not None:
-        tables.write_into(args.page, results.rows, results.pooled)
     if args.draw is not None:
         from foca_dit.cli.chart import write_picture
         from foca_dit.cli.distance import picture
