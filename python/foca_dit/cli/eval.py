@@ -82,17 +82,17 @@ def run(args: argparse.Namespace) -> int:
         return 0
     in_a_folder(out=args.out, draw=args.draw)
     trained = load_trained(args.model)
-    plan = _plan(args, trained.shift)
+    selection = _selection(args, trained.shift)
     judge = _judge(args)
     results = suite.Results(args.out, suite.fingerprint(trained.model), args.fresh)
-    keys = list(plan.rows())
+    keys = list(selection.rows())
     print(
-        f"{len(keys)} rows, {plan.images} images, {plan.steps} steps, "
+        f"{len(keys)} rows, {selection.images} images, {selection.steps} steps, "
         f"{torch.get_num_threads()} threads; rows go to {args.out}"
     )
     try:
         with tqdm(total=len(keys), unit="row") as bar:
-            suite.run(trained, plan, results, judge, bar.set_description, bar.update)
+            suite.run(trained, selection, results, judge, bar.set_description, bar.update)
     except KeyboardInterrupt:
         if results.rows:
             kept = f"{len(results.rows)} rows are kept in {args.out}"
@@ -112,14 +112,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(args: argparse.Namespace, shift: float | None) -> Any:
+def _selection(args: argparse.Namespace, shift: float | None) -> Any:
     from foca_dit.evaluation import suite
 
     default = QUICK if args.quick else THOROUGH
     seeds = default["seeds"] if args.seeds is None else args.seeds
     at_least(("seeds", seeds, 1))
     budgets = args.budgets or [n for n in default["budgets"] if n < args.steps]
-    return suite.Plan(
+    return suite.Selection(
         budgets=tuple(budgets),
         images=default["images"] if args.images is None else args.images,
         seeds=tuple(range(seeds)),
