@@ -35,7 +35,7 @@ from foca_dit.calibration.grams import record_grams
 from foca_dit.calibration.inflection import inflection_steps
 from foca_dit.calibration.masks import layer_mask
 from foca_dit.calibration.means import record_means
-from foca_dit.cli.demo import load
+from foca_dit.evaluation.trained import load
 from foca_dit.schemes import GOC, FoCa, Reuse
 
 WEIGHTS = Path(__file__).parents[1] / "examples/fashion_dit/weights"

@@ -97,8 +97,8 @@ def gpu_table() -> str:
     if _performance.devices(RESULTS):
         return "\n\nOn an H200:\n\n" + _performance.bars(RESULTS) + "\n"
     return (
-        "\n\nOn a GPU: not measured yet. `make bench-gpu` tests the operators on the device, "
-        "measures them beside all rivals, and fills the table of bars in "
+        "\n\n`make bench-gpu` tests the operators on a GPU, measures them beside all rivals, and "
+        "fills the table of bars in "
         "[docs/performance.md](docs/performance.md#on-a-gpu).\n"
     )
 

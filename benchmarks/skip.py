@@ -29,7 +29,7 @@ from _measure import RESULTS, Results
 
 from foca_dit import FoCaCacheConfig, FullSteps, apply_foca_cache, foca_cache_stats
 from foca_dit.analysis.metrics import psnr
-from foca_dit.cli.demo import load
+from foca_dit.evaluation.trained import load
 
 WEIGHTS = Path(__file__).parents[1] / "examples/fashion_dit/weights"
 WAYS: dict[str, dict[str, Any]] = {

@@ -30,8 +30,7 @@ from foca_dit import (
 from foca_dit.analysis.metrics import mean_psnr, psnr
 from foca_dit.analysis.sampling import sample
 from foca_dit.calibration.tune import Seeds, even_steps, measure, tune
-from foca_dit.cli.demo import load
-from foca_dit.cli.tune import drawing
+from foca_dit.evaluation.trained import drawing, load
 from foca_dit.schedules import Adaptive
 from foca_dit.schemes import FoCa
 

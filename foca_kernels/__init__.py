@@ -21,13 +21,12 @@ from .ops import (
     forecast_residual_packed_,
 )
 from .registry import backend_report, built
-from .schemas import MAX_FEATURES, MAX_HISTORY, MAX_STATS, MAX_TERMS, SCHEMAS
+from .schemas import MAX_FEATURES, MAX_HISTORY, MAX_STATS, SCHEMAS
 
 __all__ = [
     "MAX_FEATURES",
     "MAX_HISTORY",
     "MAX_STATS",
-    "MAX_TERMS",
     "SCHEMAS",
     "backend_report",
     "built",

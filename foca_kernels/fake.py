@@ -6,7 +6,8 @@ tensors of the right shape. Values and overlaps are checked by the real kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,55 +15,26 @@ from torch import Tensor
 from . import checks
 from .rules import FAKE
 
-
-def forecast_calibrate(
-    f_k: Tensor, f_km1: Tensor, d_anchor: Tensor, h: float, h_prev: float
-) -> None:
-    checks.forecast_calibrate(f_k, f_km1, d_anchor, h, h_prev, FAKE)
-
-
-def forecast_calibrate_tensor(f_k: Tensor, f_km1: Tensor, d_anchor: Tensor, steps: Tensor) -> None:
-    checks.forecast_calibrate_tensor(f_k, f_km1, d_anchor, steps, FAKE)
+# Functions that share the checks of another one.
+_LIKE = {
+    "forecast_out": "forecast",
+    "forecast_calibrate_rotate": "forecast_calibrate_tensor",
+}
 
 
-def forecast_calibrate_list(
-    f_k: Sequence[Tensor], f_km1: Sequence[Tensor], d_anchor: Sequence[Tensor], steps: Tensor
-) -> None:
-    checks.forecast_calibrate_list(f_k, f_km1, d_anchor, steps, FAKE)
+def kernel(function: str) -> Callable[..., Tensor | None]:
+    """The fake kernel of an operator.
 
+    Args:
+        function: the name that its implementation has in every Python backend.
 
-def forecast(history: Sequence[Tensor], weights: Tensor) -> Tensor:
-    checks.forecast(history, weights, FAKE)
-    return torch.empty_like(history[0])
+    Returns:
+        A function of the operator's arguments: runs the checks; `forecast` alone returns a tensor.
+    """
+    check = getattr(checks, _LIKE.get(function, function))
 
+    def fake(*args: Any, **kwargs: Any) -> Tensor | None:
+        check(*args, mode=FAKE, **kwargs)
+        return torch.empty_like(args[0][0]) if function == "forecast" else None
 
-def forecast_out(history: Sequence[Tensor], weights: Tensor, *, out: Tensor) -> None:
-    checks.forecast(history, weights, FAKE, out)
-
-
-def forecast_residual_(
-    x: Tensor, history: Sequence[Tensor], weights: Tensor, gates: Sequence[Tensor]
-) -> None:
-    checks.forecast_residual_(x, history, weights, gates, FAKE)
-
-
-def forecast_residual_packed_(x: Tensor, history: Tensor, weights: Tensor, gates: Tensor) -> None:
-    checks.forecast_residual_packed_(x, history, weights, gates, FAKE)
-
-
-def commit_(
-    feature: Tensor, history: Sequence[Tensor], transition: Tensor, stats: Tensor | None
-) -> None:
-    checks.commit_(feature, history, transition, stats, FAKE)
-
-
-def commit_list_(
-    features: Sequence[Tensor],
-    history: Sequence[Tensor],
-    transition: Tensor,
-    stats: Tensor | None,
-) -> None:
-    checks.commit_list_(features, history, transition, stats, FAKE)
-
-
-forecast_calibrate_rotate: Callable[..., None] = forecast_calibrate_tensor
+    return fake

@@ -46,7 +46,7 @@ def _define(library: torch.library.Library) -> None:
         library.define(name + schema, tags=tags)
         function = FUNCTIONS[name]
         library.impl(name, getattr(reference, function), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{name}", getattr(fake, function), lib=library)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake.kernel(function), lib=library)
         if "!" in schema:
             library.impl(name, _counting_writes(name), "ADInplaceOrView", with_keyset=True)
 

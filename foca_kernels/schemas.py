@@ -11,7 +11,6 @@ NAMESPACE = "foca"
 
 MAX_HISTORY = 8  # K: tensors kept per feature
 MAX_FEATURES = 256  # L: features in one collapsed skip
-MAX_TERMS = 2048  # L * K: what fits in the by-value arguments of one CUDA launch
 MAX_STATS = 8  # R: rows of a transition that are reduced to a norm instead of stored
 
 SCHEMAS = {

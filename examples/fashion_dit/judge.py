@@ -14,7 +14,7 @@ from classifier import Classifier
 from data import CLASSES
 
 from foca_dit.analysis.sampling import sample
-from foca_dit.cli.demo import load
+from foca_dit.evaluation.trained import load
 
 HERE = Path(__file__).parent
 

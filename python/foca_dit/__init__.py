@@ -14,13 +14,13 @@ from foca_dit.api import (
     remove_foca_cache,
 )
 from foca_dit.config import FoCaCacheConfig
-from foca_dit.estimate import CachePlan, plan_foca_cache
+from foca_dit.estimate import CacheEstimate, plan_foca_cache
 from foca_dit.schedules import Adaptive, FullSteps, Interval, Schedule, StepMask
 from foca_dit.state import CacheState
 
 __all__ = [
     "Adaptive",
-    "CachePlan",
+    "CacheEstimate",
     "CacheState",
     "FoCaCacheConfig",
     "FullSteps",

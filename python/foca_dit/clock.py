@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foca_dit import times
 
@@ -98,11 +100,12 @@ class NoiseLevels:
     def cumulative(self, timestep: float) -> float:
         """abar of a DDPM-type model, between the table's entries too."""
         assert self.alpha_bar is not None
-        table = self.alpha_bar
-        place = min(max(timestep, 0.0), len(table) - 1.0)
-        low = min(int(place), max(len(table) - 2, 0))
-        high = min(low + 1, len(table) - 1)
-        return table[low] + (place - low) * (table[high] - table[low])
+        table = self._alphas
+        return float(np.interp(timestep, np.arange(len(table)), table))
+
+    @cached_property
+    def _alphas(self) -> NDArray[np.float64]:
+        return np.asarray(self.alpha_bar)
 
     def place(self, timestep: float) -> tuple[float, float]:
         """(alpha, sigma) with x = alpha data + sigma noise."""
@@ -161,6 +164,4 @@ def make_clock(time: times.Time, levels: NoiseLevels) -> Clock:
     variable = times.get(time) if isinstance(time, str) else time
     if levels.alpha_bar is None:
         return lambda timestep, step: float(variable.flow(step, levels.sigma(timestep)))
-    table = np.asarray(levels.alpha_bar)
-    grid = np.arange(len(table))
-    return lambda timestep, step: float(variable.ddpm(step, np.interp(timestep, grid, table)))
+    return lambda timestep, step: float(variable.ddpm(step, levels.cumulative(timestep)))

@@ -1,7 +1,6 @@
 """`plan_foca_cache`: what a cache will cost and save, said before anything is run.
 
-Bytes, FLOPs and speedup only. (The tables of numbers that a cache works with are in
-`foca_dit.plan`, those fitted to one model in `foca_dit.tuned`.)
+Bytes, FLOPs and speedup only.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ FEW_STEPS = 8
 
 
 @dataclass(frozen=True)
-class CachePlan:
+class CacheEstimate:
     """What one configuration means for one model and call.
 
     Attributes:
@@ -134,7 +133,7 @@ def plan_foca_cache(
     config: FoCaCacheConfig | None = None,
     steps: int = 50,
     branches: int = 1,
-) -> CachePlan:
+) -> CacheEstimate:
     """Says what a cache will hold and save, without running anything.
 
     The model goes through a full and a skipped step on the meta device, in a copy without storage:
@@ -173,7 +172,7 @@ def plan_foca_cache(
     empty, schedule = on_meta(model), settings.schedule
     if isinstance(schedule, StepMask):
         full, one = _masked(empty, spec, chosen, inputs, config, schedule, steps)
-        return CachePlan(type(model).__name__, steps, full, (one,), chosen, branches)
+        return CacheEstimate(type(model).__name__, steps, full, (one,), chosen, branches)
     names = [g for g in spec.granularities if g == chosen or _fits(empty, spec, g)]
     counted = accounts(empty, spec, names, inputs, config)
     if schedule.uses_defects:
@@ -181,7 +180,7 @@ def plan_foca_cache(
         known = None if budget is None else min(budget, steps)
     else:
         known = len(schedule.full_steps(steps))
-    return CachePlan(type(model).__name__, steps, known, counted, chosen, branches)
+    return CacheEstimate(type(model).__name__, steps, known, counted, chosen, branches)
 
 
 def _fits(model: torch.nn.Module, spec: ModelSpec, granularity: str) -> bool:

@@ -2,8 +2,7 @@
 
 An engine that cannot run Python loads a plan's JSON file and needs no knowledge of schemes: for
 each step it finds either a transition table to commit with or weights to forecast with. The format
-is described in docs/plan-format.md. (`foca_dit.tuned` holds plans fitted to one model;
-`foca_dit.estimate` says what a cache will cost, and has no tables.)
+is described in docs/plan-format.md. (`foca_dit.tuned` holds plans fitted to one model.)
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """`TunedPlan`: a `Plan` that was fitted to one model and sampler, and refuses any other.
 
 Written by `foca-dit tune`, loaded by `FoCaCacheConfig(plan="file.json")`; docs/plan-format.md
-describes the file. (`foca_dit.plan` holds the tables themselves, for any scheme and for export;
-`foca_dit.estimate` says what a cache will cost, and has no tables.)
+describes the file. (`foca_dit.plan` holds the tables themselves, for any scheme and for export.)
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import skip
 import torch
 from _measure import Results
 
-from foca_dit.cli.demo import load
+from foca_dit.evaluation.trained import load
 
 CASES = list(_calibrators.cases(1 << 12, torch.bfloat16))
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from foca_dit.calibration.fit import forecast_error, pair_fits, ridge_weights
+from foca_dit.calibration.fit import forecast_error, pair_fits
 from foca_dit.calibration.joint import coherence, fit_jointly, refine
 from foca_dit.calibration.placement import interval_costs, place
 
@@ -22,6 +22,24 @@ def noisy_gram(steps: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     x = smooth_features(steps, seed=seed) + 0.1 * rng.normal(size=(steps, 40))
     return x @ x.T
+
+
+def ridge_weights(gram, anchors, step, noise):
+    """The best forecast of one step from any anchors, newest first, by its normal equations."""
+    newest, older = anchors[0], list(anchors[1:])
+    weights = np.ones(1 + len(older))
+    if older:
+        base = gram[newest, newest]
+        to_newest = gram[newest, older]
+        normal = gram[np.ix_(older, older)] - to_newest[:, None] - to_newest[None, :] + base
+        right = gram[step, older] - gram[step, newest] - to_newest + base
+        ridge = noise**2
+        normal = normal + ridge * (np.diag(gram[older, older]) + base)
+        right = right + ridge * base
+        # Anchors that say the same thing share their weight.
+        weights[1:] = np.linalg.lstsq(normal, right, rcond=1e-14)[0]
+    weights[0] = 1.0 - weights[1:].sum()
+    return weights
 
 
 def test_error_from_the_gram_matrix_is_the_error_of_the_features():

@@ -115,7 +115,6 @@ def test_a_model_of_another_kind_is_refused_by_name(command, tmp_path, capsys):
             ["analyze", str(WEIGHTS.with_name("weights-noise")), "--shift", "3"],
             "shift: expected none for DDIMScheduler, got 3",
         ),
-        (["eval", "--page", "README.md"], "to have the lines <!-- eval:begin -->"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments, message, capsys):

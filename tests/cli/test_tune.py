@@ -10,10 +10,9 @@ from PIL import Image
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
 from foca_dit.analysis.metrics import psnr
 from foca_dit.cli.chart import Chart, log_ticks, stack, ticks
-from foca_dit.cli.demo import load
 from foca_dit.cli.main import main
 from foca_dit.cli.tradeoff import has_cache_dit, measure_rivals
-from foca_dit.cli.tune import drawing
+from foca_dit.evaluation.trained import drawing, load
 
 WEIGHTS = Path(__file__).parents[2] / "examples/fashion_dit/weights"
 QUICK = ["--quick", "--samples", "2", "--steps", "20"]

@@ -14,7 +14,7 @@ from foca_dit.evaluation.own import SOLVERS, adaptive
 from foca_dit.evaluation.placed import meancache
 from foca_dit.evaluation.rival import Rival
 from foca_dit.evaluation.setting import Absent
-from foca_dit.evaluation.suite import RIVALS, Plan, Results, run
+from foca_dit.evaluation.suite import RIVALS, Results, Selection, run
 from foca_dit.evaluation.tables import report
 from foca_dit.evaluation.trained import Trained
 
@@ -127,9 +127,11 @@ def test_only_a_flow_model_has_a_shift(noise_model, video_model):
 
 
 def test_eval_measures_clips(video_model, tmp_path):
-    plan = Plan((4,), 2, shifts=(video_model.shift,), steps=8, rivals=(row("reuse (FORA)"),))
+    selection = Selection(
+        (4,), 2, shifts=(video_model.shift,), steps=8, rivals=(row("reuse (FORA)"),)
+    )
     results = Results(tmp_path / "rows.json", "video")
-    run(video_model, plan, results)
+    run(video_model, selection, results)
     full, reuse = results.rows
     assert full["temporal_psnr"] is full["frame_psnr"][0] is None
     assert len(reuse["frame_psnr"]) == 3

@@ -16,8 +16,8 @@ ROWS = suite.choose(["fewer", "reuse", "L2C"])
 
 
 @pytest.fixture
-def plan():
-    return suite.Plan(
+def selection():
+    return suite.Selection(
         budgets=(5, 4), images=2, seeds=(0, 1), steps=12, rivals=ROWS, reference_steps=20
     )
 
@@ -27,10 +27,10 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def test_rows_and_tables(dit, plan, tmp_path):
+def test_rows_and_tables(dit, selection, tmp_path):
     results = suite.Results(tmp_path / "rows.json", "model")
-    suite.run(Trained(dit), plan, results)
-    assert [row for _, row in plan.rows()] == [
+    suite.run(Trained(dit), selection, results)
+    assert [row for _, row in selection.rows()] == [
         {key: row[key] for key in ("shift", "seed", "steps", "images", "guidance_scale")}
         | {key: row[key] for key in ("reference_steps", "row", "budget")}
         for row in results.rows
@@ -48,15 +48,23 @@ def test_rows_and_tables(dit, plan, tmp_path):
     assert "5 full steps: PSNR of each image" in text
     assert " ± " in text  # two seeds
     assert "L2C-style mask (5, 4): computes every second step" in text
-    page = tmp_path / "page.md"
-    page.write_text("a\n<!-- eval:begin -->\nold\n<!-- eval:end -->\nb\n")
-    tables.write_into(page, results.rows)
-    assert page.read_text().startswith("a\n<!-- eval:begin -->\n12 steps")
-    assert page.read_text().endswith("<!-- eval:end -->\nb\n")
-    assert "old" not in page.read_text()
+    assert "All metrics at 4 full steps:" in text
+    assert "All metrics" not in tables.report(results.rows, metrics=False)
 
 
-def test_a_run_that_was_cut_goes_on(dit, plan, tmp_path):
+def test_rows_that_are_absent_for_one_reason_share_a_line():
+    rows = [
+        {"row": name, "budget": budget, "absent": why}
+        for budget in (4, 9)
+        for name, why in (("A, all", "not here"), ("B", "not here"), ("C", f"more than {budget}"))
+    ]
+    assert tables.absent([*rows, rows[0], {"row": "D", "budget": 4}]) == (
+        "Absent:\n\n- A, all; B (9, 4): not here\n- C (4): more than 4\n- C (9): more than 9"
+    )
+    assert tables.absent([]) == ""
+
+
+def test_a_run_that_was_cut_goes_on(dit, selection, tmp_path):
     file, calls = tmp_path / "rows.json", []
 
     def cut(setting, budget):
@@ -65,13 +73,15 @@ def test_a_run_that_was_cut_goes_on(dit, plan, tmp_path):
             raise KeyboardInterrupt
         return setting.draw(steps=budget)
 
-    plan = suite.Plan(budgets=(5, 4), images=2, steps=12, rivals=(Rival("cut", "", "", cut),))
+    selection = suite.Selection(
+        budgets=(5, 4), images=2, steps=12, rivals=(Rival("cut", "", "", cut),)
+    )
     with pytest.raises(KeyboardInterrupt):
-        suite.run(Trained(dit), plan, suite.Results(file, "model"))
+        suite.run(Trained(dit), selection, suite.Results(file, "model"))
     kept = json.loads(file.read_text())["rows"]
     assert [row["budget"] for row in kept] == [12, 5]
     ticks = []
-    suite.run(Trained(dit), plan, suite.Results(file, "model"), tick=lambda: ticks.append(1))
+    suite.run(Trained(dit), selection, suite.Results(file, "model"), tick=lambda: ticks.append(1))
     assert calls == [(0, 5), (0, 4), (0, 4)]
     assert len(ticks) == 3
     rows = json.loads(file.read_text())["rows"]
@@ -80,14 +90,14 @@ def test_a_run_that_was_cut_goes_on(dit, plan, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_the_long_run_is_drawn_once(dit, plan, tmp_path, monkeypatch):
-    plan = suite.Plan(
+def test_the_long_run_is_drawn_once(dit, selection, tmp_path, monkeypatch):
+    selection = suite.Selection(
         budgets=(5,), images=2, steps=12, rivals=suite.choose(["fewer"]), reference_steps=20
     )
-    suite.run(Trained(dit), plan, suite.Results(tmp_path / "a.json", "model"))
+    suite.run(Trained(dit), selection, suite.Results(tmp_path / "a.json", "model"))
     (kept,) = suite.cache_folder().glob("*.pt")
     monkeypatch.setattr(torch, "save", None)
-    suite.run(Trained(dit), plan, suite.Results(tmp_path / "b.json", "model"))
+    suite.run(Trained(dit), selection, suite.Results(tmp_path / "b.json", "model"))
     a, b = (json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in "ab")
     assert [row["psnr_reference"] for row in a] == [row["psnr_reference"] for row in b]
     assert kept.exists()
@@ -107,9 +117,9 @@ def test_rows_of_another_model_are_refused(dit, tmp_path):
 @pytest.mark.parametrize(
     "bad", [{"images": 1}, {"budgets": (0,)}, {"budgets": (50,)}, {"steps": 2}, {"rivals": ()}]
 )
-def test_plans_that_cannot_work_are_refused(bad):
+def test_selections_that_cannot_work_are_refused(bad):
     with pytest.raises(ValueError, match=f"argument '{next(iter(bad))}'|argument 'budgets'"):
-        suite.Plan(**bad)
+        suite.Selection(**bad)
 
 
 def test_rows_are_chosen_by_words():
@@ -176,8 +186,8 @@ def test_the_shipped_reference_is_of_real_images(shipped):
 
 def test_fid_is_that_of_all_seeds_together(shipped, tmp_path, monkeypatch):
     """Cut and resumed, it is still the distance of all images, not a mean of distances."""
-    from foca_dit.cli.demo import load
     from foca_dit.evaluation.metrics import frechet_distance, gaussian
+    from foca_dit.evaluation.trained import load
 
     judge, seen = load_judge(shipped), []
     model, _ = load(shipped / "weights")
@@ -191,11 +201,11 @@ def test_fid_is_that_of_all_seeds_together(shipped, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return outcome
 
-    plan = suite.Plan((2,), 3, (0, 1), steps=3, rivals=(Rival("two", "", "", drawn),))
+    selection = suite.Selection((2,), 3, (0, 1), steps=3, rivals=(Rival("two", "", "", drawn),))
     file = tmp_path / "rows.json"
     with pytest.raises(KeyboardInterrupt):
-        suite.run(Trained(model), plan, suite.Results(file, "model"), judge)
-    suite.run(Trained(model), plan, suite.Results(file, "model"), judge)
+        suite.run(Trained(model), selection, suite.Results(file, "model"), judge)
+    suite.run(Trained(model), selection, suite.Results(file, "model"), judge)
     pooled = suite.read(file)["pooled"]
     assert [(row["row"], row["seeds"]) for row in pooled] == [("full run", [0, 1]), ("two", [0, 1])]
     whole = frechet_distance(*gaussian(torch.cat(seen)), judge.mean, judge.cov)
@@ -215,9 +225,11 @@ def test_absent_is_not_an_error_of_the_run(dit, tmp_path):
     def nothing(setting, budget):
         raise Absent("not today")
 
-    plan = suite.Plan(budgets=(5,), images=2, steps=12, rivals=(Rival("no", "", "", nothing),))
+    selection = suite.Selection(
+        budgets=(5,), images=2, steps=12, rivals=(Rival("no", "", "", nothing),)
+    )
     results = suite.Results(tmp_path / "rows.json", "model")
-    suite.run(Trained(dit), plan, results)
+    suite.run(Trained(dit), selection, results)
     assert results.rows[-1]["absent"] == "not today"
 
 

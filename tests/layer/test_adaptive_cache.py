@@ -27,8 +27,8 @@ from foca_dit import (
 from foca_dit.adapters.hooks import find_hook
 from foca_dit.analysis.metrics import psnr
 from foca_dit.analysis.sampling import sample
-from foca_dit.cli.demo import load
 from foca_dit.clock import NoiseLevels, make_clock
+from foca_dit.evaluation.trained import load
 from foca_dit.history import FeatureHistories
 from foca_dit.schedules import Outlook
 from foca_dit.stats import CacheStats

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from literal import wrap
 from models import call_dit, draw, tiny_dit, tiny_dit_pipeline, tiny_flux
 
 from foca_dit import (
@@ -22,41 +23,10 @@ GRANULARITIES = ("module", "stack", "output")
 EXACT = FoCaCacheConfig(cache_interval=4, granularity="module", history_dtype=torch.float32)
 
 
-class LiteralFoCa:
-    """The paper's recursion around one module, in float64: an oracle that shares no code with ours.
-
-    Between full steps F_k, F_{k-1} are the last two values used; D_a is the slope of the anchors.
-    """
-
-    def __init__(self, module, full_steps):
-        self.run, self.full_steps, self.step = module.forward, full_steps, 0
-        self.anchors, self.used = [], []
-        module.forward = self.forward
-
-    def forward(self, *args, **kwargs):
-        step, self.step = self.step, self.step + 1
-        if step in self.full_steps:
-            value = self.run(*args, **kwargs)
-            self.anchors.append((step, value.double()))
-            self.used.append(value.double())
-            return value
-        (before, f_before), (last, f_last) = self.anchors[-2:]
-        d_anchor = (f_last - f_before) / (last - before)
-        f_k, f_km1 = self.used[-1], self.used[-2]
-        d_k = f_k - f_km1
-        predicted = 4 / 3 * f_k - 1 / 3 * f_km1 + 2 / 3 * d_k
-        d_next = 3 / 2 * predicted - 2 * f_k + 1 / 2 * f_km1
-        corrected = f_k + (d_anchor + d_next) / 2
-        self.used.append(corrected)
-        return corrected.float()
-
-
 def test_fused_cache_equals_the_papers_recursion_module_by_module():
     full_steps = (0, 1, 2, 6, 10)
     literal = tiny_dit()
-    for block in literal.transformer_blocks:
-        for name in ("attn1", "ff"):
-            LiteralFoCa(block.get_submodule(name), full_steps)
+    wrap(literal, {"transformer_blocks": ("attn1", "ff")}, full_steps)
     expected = draw(literal)
     model = tiny_dit()
     apply_foca_cache(model, dataclasses.replace(EXACT, preset="paper"))

@@ -9,7 +9,7 @@ from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove
 from foca_dit.adapters.hooks import find_hook
 from foca_dit.analysis.metrics import psnr
 from foca_dit.analysis.sampling import sample
-from foca_dit.cli.demo import load
+from foca_dit.evaluation.trained import load
 
 WEIGHTS = Path(__file__).parents[2] / "examples/fashion_dit/weights"
 

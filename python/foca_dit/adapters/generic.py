@@ -1,12 +1,13 @@
 """Tables for the other transformers of diffusers: granularities `stack` and `output`.
 
 Where the blocks and their streams are is read off the metadata that diffusers registers for block
-classes, or, for classes that it does not register, stands in a line here.
+classes; what that does not tell stands in an entry here, one for each class.
 """
 
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 
@@ -20,74 +21,68 @@ def _list(path: str, returns: tuple[str, ...] = _BARE, tokens: Tokens = "all") -
     return BlockGroup(path, "hidden_states", returns, tokens=tokens)
 
 
-# Classes whose blocks diffusers does not register, or where its metadata does not say all.
-STACKS: dict[str, tuple[BlockGroup, ...]] = {
-    # Chroma's single blocks run on text and image in one tensor, text first.
-    "ChromaTransformer2DModel": (
-        _list("transformer_blocks", _TEXT_FIRST),
-        _list("single_transformer_blocks", tokens="last"),
-    ),
-    "CosmosTransformer3DModel": (_list("transformer_blocks"),),
-    "ErnieImageTransformer2DModel": (BlockGroup("layers", "x", ("x",)),),
+# Pipelines call these classes with a time between 0 and 1.
+_UNIT = {"timestep_scale": 1.0}
+# They are called with 1 - sigma, or with the timesteps of a scheduler with inverted sigmas.
+_UPWARDS = {"time_runs_up": True}
+
+# What the signature of a class's `forward` and the metadata of its blocks do not tell: the fields
+# of `ModelSpec`. `groups`: its blocks are not registered, or their metadata does not say all.
+KNOWN: dict[str, dict[str, Any]] = {
+    "AceStepTransformer1DModel": _UNIT,
+    "BriaFibo2Transformer2DModel": _UNIT,
+    # Its single blocks run on text and image in one tensor, text first.
+    "ChromaTransformer2DModel": {
+        "groups": (
+            _list("transformer_blocks", _TEXT_FIRST),
+            _list("single_transformer_blocks", tokens="last"),
+        ),
+        **_UNIT,
+    },
+    # Cosmos 1 is called with log(sigma) / 4, which its scheduler tells.
+    "CosmosTransformer3DModel": {"groups": (_list("transformer_blocks"),), **_UNIT},
+    "ErnieImageTransformer2DModel": {"groups": (BlockGroup("layers", "x", ("x",)),)},
     # The image's own blocks, then blocks on image, reference images and text; the text's own blocks
     # and those of reference images run at every step.
-    "Flux3Transformer2DModel": (
-        _list("mode_blocks.image"),
-        _list("single_transformer_blocks", _TEXT_FIRST, tokens="first"),
-    ),
-    "Ideogram4Transformer2DModel": (_list("layers"),),
-    "Kandinsky5Transformer3DModel": (
-        BlockGroup("visual_transformer_blocks", "visual_embed", ("visual_embed",)),
-    ),
-    "Lumina2Transformer2DModel": (_list("layers"),),  # its refiners run at every step
-    "PRXTransformer2DModel": (_list("blocks"),),
-    "QwenImage21Transformer2DModel": (_list("transformer_blocks"),),
-    "SanaTransformer2DModel": (_list("transformer_blocks"),),
-    "SanaVideoTransformer3DModel": (_list("transformer_blocks"),),
-    "SkyReelsV2Transformer3DModel": (_list("blocks"),),
-    "StableAudioDiTModel": (_list("transformer_blocks"),),
+    "Flux3Transformer2DModel": {
+        "groups": (
+            _list("mode_blocks.image"),
+            _list("single_transformer_blocks", _TEXT_FIRST, tokens="first"),
+        ),
+        **_UNIT,
+    },
+    "Ideogram4Transformer2DModel": {"groups": (_list("layers"),), **_UNIT, **_UPWARDS},
+    "Kandinsky5Transformer3DModel": {
+        "groups": (BlockGroup("visual_transformer_blocks", "visual_embed", ("visual_embed",)),)
+    },
+    # Spatial and temporal blocks take turns, tokens are regrouped.
+    "LatteTransformer3DModel": {"groups": ()},
+    "LongCatAudioDiTTransformer": {**_UNIT, **_UPWARDS},
+    # Its refiners run at every step.
+    "Lumina2Transformer2DModel": {"groups": (_list("layers"),), **_UNIT, **_UPWARDS},
+    "LuminaNextDiT2DModel": {**_UNIT, **_UPWARDS},
+    "MochiTransformer3DModel": _UPWARDS,
+    # Its decoder blocks start from the stream's beginning.
+    "MotifVideoTransformer3DModel": {"groups": ()},
+    "NucleusMoEImageTransformer2DModel": _UNIT,
+    "OmniGenTransformer2DModel": {**_UNIT, **_UPWARDS},
+    "PRXTransformer2DModel": {"groups": (_list("blocks"),), **_UNIT},
+    "QwenImage21Transformer2DModel": {"groups": (_list("transformer_blocks"),), **_UNIT},
+    "SanaTransformer2DModel": {"groups": (_list("transformer_blocks"),)},
+    "SanaVideoTransformer3DModel": {"groups": (_list("transformer_blocks"),)},
+    "SkyReelsV2Transformer3DModel": {"groups": (_list("blocks"),)},
+    # atan(sigma) 2 / pi, near sigma / (1 + sigma)
+    "StableAudioDiTModel": {"groups": (_list("transformer_blocks"),), **_UNIT},
     # Image and caption tokens of all samples, padded to one tensor; its refiners run at every step.
-    "ZImageTransformer2DModel": (BlockGroup("layers", "x", ("x",)),),
+    "ZImageTransformer2DModel": {
+        "groups": (BlockGroup("layers", "x", ("x",)),),
+        **_UNIT,
+        **_UPWARDS,
+    },
 }
 
 # What diffusers calls latent and time in a transformer's `forward`.
 _CALLED = (("hidden_states", "timestep"), ("hidden_states", "timesteps"), ("x", "t"))
-
-# Classes whose pipelines call them with a time between 0 and 1.
-UNIT_TIME = (
-    "AceStepTransformer1DModel",
-    "BriaFibo2Transformer2DModel",
-    "ChromaTransformer2DModel",
-    "CosmosTransformer3DModel",  # Cosmos 1 with log(sigma) / 4, which its scheduler tells
-    "Flux3Transformer2DModel",
-    "Ideogram4Transformer2DModel",
-    "LongCatAudioDiTTransformer",
-    "Lumina2Transformer2DModel",
-    "LuminaNextDiT2DModel",
-    "NucleusMoEImageTransformer2DModel",
-    "OmniGenTransformer2DModel",
-    "PRXTransformer2DModel",
-    "QwenImage21Transformer2DModel",
-    "StableAudioDiTModel",  # atan(sigma) 2 / pi, near sigma / (1 + sigma)
-    "ZImageTransformer2DModel",
-)
-
-# Classes that are called with 1 - sigma, or with the timesteps of a scheduler with inverted sigmas.
-TIME_RUNS_UP = (
-    "Ideogram4Transformer2DModel",
-    "LongCatAudioDiTTransformer",
-    "Lumina2Transformer2DModel",
-    "LuminaNextDiT2DModel",
-    "MochiTransformer3DModel",
-    "OmniGenTransformer2DModel",
-    "ZImageTransformer2DModel",
-)
-
-# Registered blocks, but what runs is not one chain of them on one stream.
-OUTPUT_ONLY = (
-    "LatteTransformer3DModel",  # spatial and temporal blocks take turns, tokens are regrouped
-    "MotifVideoTransformer3DModel",  # its decoder blocks start from the stream's beginning
-)
 
 
 def generic_spec(model: torch.nn.Module) -> ModelSpec | None:
@@ -98,23 +93,19 @@ def generic_spec(model: torch.nn.Module) -> ModelSpec | None:
     if not called:
         return None
     sample, timestep = called[0]
-    names = [base.__name__ for base in cls.__mro__]
-    groups: tuple[BlockGroup, ...] = ()
-    if known := [STACKS[name] for name in names if name in STACKS]:
-        groups = known[0]
-    elif not any(name in OUTPUT_ONLY for name in names):
-        groups = _registered_groups(model)
-    return ModelSpec(
-        groups=groups,
-        class_name=cls.__name__,
-        sample=sample,
-        timestep=timestep,
-        timestep_scale=1.0 if any(name in UNIT_TIME for name in names) else 1000.0,
-        time_runs_up=any(name in TIME_RUNS_UP for name in names),
-        must_be_none=tuple(
+    facts: dict[str, Any] = {
+        "class_name": cls.__name__,
+        "sample": sample,
+        "timestep": timestep,
+        "must_be_none": tuple(
             name for name in parameters if "controlnet" in name and not name.endswith("_repeat")
         ),
-    )
+    }
+    for base in reversed(cls.__mro__):
+        facts |= KNOWN.get(base.__name__, {})
+    if "groups" not in facts:
+        facts["groups"] = _registered_groups(model)
+    return ModelSpec(**facts)
 
 
 def _registered_groups(model: torch.nn.Module) -> tuple[BlockGroup, ...]:

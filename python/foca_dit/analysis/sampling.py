@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +38,32 @@ def conditions(
     return {"class_labels": labels} if tokens is None else {"encoder_hidden_states": tokens[labels]}
 
 
+def predict(
+    model: torch.nn.Module,
+    x: torch.Tensor,
+    timestep: torch.Tensor,
+    told: Mapping[str, torch.Tensor],
+    guidance_scale: float,
+) -> torch.Tensor:
+    """A model's prediction, guided where the scale is above 1: then it runs on a batch of 2B.
+
+    Args:
+        x: [B, ..].
+        timestep: a scalar.
+        told: what `conditions` returns, guided or not as the scale is.
+
+    Returns:
+        [B, ..].
+    """
+    guided = guidance_scale > 1
+    batch = torch.cat([x, x]) if guided else x
+    output: torch.Tensor = model(batch, timestep=timestep.expand(len(batch)), **told).sample
+    if not guided:
+        return output
+    conditional, unconditional = output.chunk(2)
+    return torch.lerp(unconditional, conditional, guidance_scale)
+
+
 @torch.inference_mode()
 def sample(
     model: torch.nn.Module,
@@ -67,15 +93,9 @@ def sample(
         The samples, of the noise's shape.
     """
     scheduler.set_timesteps(steps)
-    guided = guidance_scale > 1
-    told = conditions(model, labels, guided, tokens)
+    told = conditions(model, labels, guidance_scale > 1, tokens)
     x = noise
     timesteps: Iterable[torch.Tensor] = scheduler.timesteps
     for t in progress(timesteps) if progress else timesteps:
-        batch = torch.cat([x, x]) if guided else x
-        output = model(batch, timestep=t.expand(len(batch)), **told).sample
-        if guided:
-            conditional, unconditional = output.chunk(2)
-            output = torch.lerp(unconditional, conditional, guidance_scale)
-        x = scheduler.step(output, t, x).prev_sample
+        x = scheduler.step(predict(model, x, t, told, guidance_scale), t, x).prev_sample
     return x

@@ -5,8 +5,8 @@ a constant feature is always met. They minimise
 
     || sum_p w_p F_{a_p} - F_i ||^2 + noise^2 sum_p w_p^2 || F_{a_p} ||^2
 
-The second term is what the forecast makes of a relative error `noise` in every anchor: while the
-cache runs, the anchors are computed from an image that is slightly off already.
+The second term, the ridge, is what the forecast makes of a relative error `noise` in every anchor:
+while the cache runs, the anchors are computed from an image that is slightly off already.
 """
 
 from __future__ import annotations
@@ -37,39 +37,10 @@ def forecast_error(
     return max(float(coefficients @ gram @ coefficients), 0.0)
 
 
-def ridge_weights(gram: Array, anchors: Sequence[int], step: int, noise: float = NOISE) -> Array:
-    """The weights of the best forecast of one step.
-
-    Args:
-        gram: [S, S], the inner products of the features.
-        anchors: the steps to read, newest first; the weights come in the same order.
-        step: the step to forecast.
-        noise: relative error of an anchor, the ridge; 0 fits as closely as the anchors allow.
-
-    Returns:
-        float64, one weight per anchor; they sum to 1.
-    """
-    newest, older = anchors[0], list(anchors[1:])
-    weights = np.ones(1 + len(older))
-    if older:
-        g = np.asarray(gram, dtype=np.float64)
-        base = g[newest, newest]
-        to_newest = g[newest, older]
-        normal = g[np.ix_(older, older)] - to_newest[:, None] - to_newest[None, :] + base
-        right = g[step, older] - g[step, newest] - to_newest + base
-        ridge = noise**2
-        normal = normal + ridge * (np.diag(g[older, older]) + base)
-        right = right + ridge * base
-        # Least squares, not an inverse: anchors that say the same thing share their weight.
-        weights[1:] = np.linalg.lstsq(normal, right, rcond=1e-14)[0]
-    weights[0] = 1.0 - weights[1:].sum()
-    return weights
-
-
 def pair_fits(
     gram: Array, anchor: int, step: int, noise: float = NOISE
 ) -> tuple[Array, Array, Array]:
-    """`ridge_weights` for one newest anchor and every pair of older ones, at once.
+    """The best forecasts of a step from a newest anchor and every pair of older ones, at once.
 
     Args:
         gram: [S, S], the inner products of the features.

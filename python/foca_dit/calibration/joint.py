@@ -113,7 +113,7 @@ def _add_noise(
     anchors: dict[int, list[int]],
     noise: float,
 ) -> None:
-    """The ridge of `fit.ridge_weights`, per skipped step, into the normal equations."""
+    """The ridge of `foca_dit.calibration.fit`, per skipped step, into the normal equations."""
     at = 0
     for n, (i, (newest, *older)) in enumerate(anchors.items()):
         block = slice(at, at + len(older))

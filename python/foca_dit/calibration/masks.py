@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from foca_dit.calibration.grams import Array
 
 
-def layer_mask(grams: Array, share: float, interval: int = 2) -> NDArray[np.bool_]:
+def layer_mask(grams: Array, share: float) -> NDArray[np.bool_]:
     """A mask for `StepMask`: True where a feature is computed.
 
     Args:
         grams: float64 [L, S, S], of the L features over S steps.
         share: share of the features that is cached at the steps between full ones, 0 to 1.
-        interval: full steps are so many apart.
 
     Returns:
         bool [S, L].
@@ -30,11 +29,8 @@ def layer_mask(grams: Array, share: float, interval: int = 2) -> NDArray[np.bool
     mask = np.ones((steps, features), dtype=bool)
     cached = round(share * features)
     diagonal = np.einsum("lss->ls", grams)
-    for step in range(steps):
-        if step % interval == 0:
-            continue
-        before = step - step % interval
-        change = diagonal[:, step] + diagonal[:, before] - 2 * grams[:, step, before]
+    for step in range(1, steps, 2):
+        change = diagonal[:, step] + diagonal[:, step - 1] - 2 * grams[:, step, step - 1]
         order = np.argsort(change / np.maximum(diagonal[:, step], 1e-300), kind="stable")
         mask[step, order[:cached]] = False
     return mask

@@ -45,7 +45,7 @@ def interval_costs(
         gram: [S, S], the inner products of the features.
         step_weights: S factors of the steps' squared errors.
         history: anchors that a forecast may read, 1 to 3.
-        noise: relative error of an anchor (`fit.ridge_weights`).
+        noise: relative error of an anchor (`foca_dit.calibration.fit`).
         forced: steps that must be full: no interval skips one.
 
     Returns:

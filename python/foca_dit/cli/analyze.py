@@ -15,10 +15,10 @@ import torch
 from foca_dit import FoCaCacheConfig, apply_foca_cache, remove_foca_cache, schemes, times
 from foca_dit.analysis import claims, dynamics
 from foca_dit.analysis.metrics import psnr
-from foca_dit.cli.demo import DEFAULT_MODEL, load
-from foca_dit.cli.tune import drawing
+from foca_dit.cli.arguments import add_model, at_least, in_a_folder
 from foca_dit.clock import NoiseLevels, make_clock
 from foca_dit.config import GRANULARITIES
+from foca_dit.evaluation.trained import drawing, load, shifted
 from foca_dit.files import write_whole
 
 SCHEMES: dict[str, schemes.Scheme] = {
@@ -47,13 +47,7 @@ def add_to(commands: Any) -> None:
         "Writes FILE.json and FILE.png and says which claims of the paper hold on this model. "
         "docs/analysis.md has the definitions.",
     )
-    parser.add_argument(
-        "model",
-        type=Path,
-        nargs="?",
-        default=DEFAULT_MODEL,
-        help="folder with transformer/ and scheduler/ (default examples/fashion_dit/weights)",
-    )
+    add_model(parser)
     parser.add_argument("--out", type=Path, default=Path("analysis.json"), help="the JSON file")
     parser.add_argument("--samples", type=int, help="samples to draw (default 16, --quick 4)")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps (default 50)")
@@ -80,19 +74,15 @@ def run(args: argparse.Namespace) -> int:
 
     from foca_dit.cli.chart import write_picture
     from foca_dit.cli.figures import sheet
-    from foca_dit.evaluation.trained import shifted
 
     samples = (4 if args.quick else 16) if args.samples is None else args.samples
-    for name, value, least in (
+    at_least(
         ("samples", samples, 1),
         ("steps", args.steps, 15),
         ("interval", args.interval, 2),
         ("intervals", min(args.intervals), 2),
-    ):
-        if value < least:
-            raise ValueError(f"argument --{name}: expected at least {least}, got {value}")
-    if not args.out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"argument --out: expected a folder that exists, got {args.out}")
+    )
+    in_a_folder(out=args.out)
     image = args.out.with_suffix(".png")
     if image == args.out:
         raise ValueError(
@@ -169,6 +159,18 @@ def _series(
     lipschitz, index = dynamics.stiffness(gram, tau)
     plane = {"full": np.eye(steps), **{n: used[n] for n in SCHEMES if n != "BDF2 alone"}}
     paths, shares = dynamics.principal_plane(one, list(plane.values()))
+
+    def horizons(apart: int) -> dict[int, dict[str, list[float]]]:
+        """By start: the errors after computing every `apart`-th step up to it."""
+        return {
+            start: {
+                n: _plain(dynamics.horizon_errors(gram, s, tau, start, HORIZON, apart))
+                for n, s in SCHEMES.items()
+            }
+            for start in starts
+        }
+
+    at_work = horizons(interval)
     return {
         "full_steps": list(full),
         "interval_errors": {n: _plain(dynamics.relative_errors(gram, u)) for n, u in used.items()},
@@ -177,32 +179,11 @@ def _series(
         },
         "lipschitz": _plain(lipschitz),
         "stiffness": _plain(index),
-        "horizons": {
-            start: {
-                n: _plain(dynamics.horizon_errors(gram, s, tau, start, HORIZON))
-                for n, s in SCHEMES.items()
-            }
-            for start in starts
-        },
-        "horizons_from_interval": {
-            start: {
-                n: _plain(dynamics.horizon_errors(gram, s, tau, start, HORIZON, interval))
-                for n, s in SCHEMES.items()
-            }
-            for start in starts
-        },
+        "horizons": horizons(1),
+        "horizons_from_interval": at_work,
         "growth": {
-            n: float(
-                np.mean(
-                    [
-                        dynamics.growth_exponent(
-                            dynamics.horizon_errors(gram, s, tau, start, HORIZON, interval)
-                        )
-                        for start in starts
-                    ]
-                )
-            )
-            for n, s in SCHEMES.items()
+            n: float(np.mean([dynamics.growth_exponent(at_work[start][n]) for start in starts]))
+            for n in SCHEMES
         },
         "plane": {
             "shares": _plain(shares),

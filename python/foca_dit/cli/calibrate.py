@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from foca_dit import schemes
-from foca_dit.cli.demo import DEFAULT_MODEL, load
-from foca_dit.cli.tune import drawing
+from foca_dit.cli.arguments import add_model, at_least, in_a_folder
+from foca_dit.evaluation.trained import drawing, load
 from foca_dit.origin import Origin
 from foca_dit.schedules import Interval
 
@@ -26,13 +26,7 @@ def add_to(commands: Any) -> None:
         'FILE")), load_scheme from foca_dit.calibration.files.',
     )
     parser.add_argument("method", choices=("goc", "eoc"))
-    parser.add_argument(
-        "model",
-        type=Path,
-        nargs="?",
-        default=DEFAULT_MODEL,
-        help="folder with transformer/ and scheduler/ (default examples/fashion_dit/weights)",
-    )
+    add_model(parser)
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--samples", type=int, default=8, help="per generation (default 8)")
     parser.add_argument(
@@ -57,18 +51,14 @@ def run(args: argparse.Namespace) -> int:
     from foca_dit.calibration import eoc, files, inflection, means
     from foca_dit.calibration.calibrated import Calibrated
 
-    if not args.out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"argument --out: expected a folder that exists, got {args.out}")
+    in_a_folder(out=args.out)
     if args.method == "eoc":
         eoc.tensors_beside(args.out)  # refuses before anything is computed
-    least = 2 if args.method == "eoc" else 1
-    for name, value, low in (
+    at_least(
         ("samples", args.samples, 1),
-        ("generations", args.generations, least),
+        ("generations", args.generations, 2 if args.method == "eoc" else 1),
         ("steps", args.steps, 3),
-    ):
-        if value < low:
-            raise ValueError(f"argument --{name}: expected at least {low}, got {value}")
+    )
     schedule = Interval(args.interval, args.warmup)
     model, scheduler = load(args.model)
     draw = drawing(model, scheduler, args.samples, args.steps, args.guidance_scale)

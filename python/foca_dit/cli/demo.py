@@ -22,7 +22,9 @@ from foca_dit import (
 )
 from foca_dit.analysis.metrics import psnr
 from foca_dit.analysis.sampling import sample
+from foca_dit.cli.arguments import at_least, in_a_folder
 from foca_dit.config import GRANULARITIES
+from foca_dit.evaluation.trained import DEFAULT_MODEL, load
 
 SCHEMES: dict[str, schemes.Scheme] = {
     "reuse": schemes.Reuse(),
@@ -30,7 +32,6 @@ SCHEMES: dict[str, schemes.Scheme] = {
     "FoCa": schemes.FoCa(reading="rolling", feedback=0.5),
 }
 ADAPTIVE = "FoCa adaptive"
-DEFAULT_MODEL = Path("examples/fashion_dit/weights")
 # Uncached steps timed between two settings: a machine that others use is not always as fast.
 PROBE_STEPS = 4
 
@@ -103,15 +104,14 @@ def add_to(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Samples, prints the table, writes the picture."""
-    for name, least in (("images", args.images), ("steps", args.steps)):
-        if least < 1:
-            raise ValueError(f"argument --{name}: expected at least 1, got {least}")
-    if min(args.intervals) < 1:
-        raise ValueError(f"argument --intervals: expected at least 1, got {min(args.intervals)}")
+    at_least(
+        ("images", args.images, 1),
+        ("steps", args.steps, 1),
+        ("intervals", min(args.intervals), 1),
+    )
     if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"argument --out: expected a .png or .jpg file, got {args.out}")
-    if not args.out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"argument --out: expected a folder that exists, got {args.out}")
+    in_a_folder(out=args.out)
     model, scheduler = load(args.model)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(
@@ -126,30 +126,6 @@ def run(args: argparse.Namespace) -> int:
     write_picture(draw(rows, args.steps), args.out)
     print(f"the same garments side by side: {args.out}")
     return 0
-
-
-def load(folder: Path) -> tuple[torch.nn.Module, Any]:
-    """A trained class-conditional image model in float32, and its scheduler.
-
-    Its convolutions are laid out channels last: on a CPU the patch embedding, which every skipped
-    step computes too, then gives the same values faster.
-
-    Raises:
-        FileNotFoundError: the folder has no model.
-        ValueError: its model is of another kind.
-    """
-    from foca_dit.evaluation.trained import load_trained
-
-    trained = load_trained(folder)
-    config: Any = trained.model.config
-    if not {"sample_size", "in_channels", "num_embeds_ada_norm"} <= set(config):
-        raise ValueError(
-            "argument model: expected a class-conditional image model such as "
-            f"DiTTransformer2DModel, got {type(trained.model).__name__} in {folder}: from Python "
-            "every supported model can be tuned (docs/tune.md, From Python)"
-        )
-    model = trained.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model, trained.scheduler
 
 
 def measure(model: torch.nn.Module, scheduler: Any, args: argparse.Namespace) -> list[Row]:

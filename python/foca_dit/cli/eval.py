@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foca_dit.cli.demo import DEFAULT_MODEL
+from foca_dit.cli.arguments import add_model, at_least, in_a_folder
+from foca_dit.evaluation.trained import DEFAULT_MODEL, load_trained
 
 if TYPE_CHECKING:
     from foca_dit.evaluation.judge import Judge
@@ -27,13 +28,7 @@ def add_to(commands: Any) -> None:
         "written when it is measured: the same command goes on where it was interrupted. "
         "docs/evaluation.md says what each row is.",
     )
-    parser.add_argument(
-        "model",
-        type=Path,
-        nargs="?",
-        default=DEFAULT_MODEL,
-        help="folder with transformer/ and scheduler/ (default examples/fashion_dit/weights)",
-    )
+    add_model(parser)
     parser.add_argument("--quick", action="store_true", help="three budgets, 32 images, one seed")
     parser.add_argument("--budgets", type=int, nargs="+", metavar="N", help="full steps")
     parser.add_argument("--images", type=int, help="per seed (128; quick 32)")
@@ -65,12 +60,6 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--fresh", action="store_true", help="forget the rows that --out has")
     parser.add_argument("--out", type=Path, default=Path("eval.json"), help="the rows, as JSON")
     parser.add_argument(
-        "--page",
-        type=Path,
-        metavar="FILE",
-        help="put the tables of all rows in --out between a Markdown page's markers",
-    )
-    parser.add_argument(
         "--draw",
         type=Path,
         metavar="FILE",
@@ -86,38 +75,31 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from foca_dit.evaluation import suite, tables
-    from foca_dit.evaluation.trained import load_trained
 
     if args.list:
         for rival in suite.RIVALS:
             print(f"{rival.name} [{rival.group}]\n    {rival.source}")
         return 0
-    for name, file in (("out", args.out), ("draw", args.draw)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise FileNotFoundError(f"argument --{name}: expected a folder that exists, got {file}")
-    if args.page is not None:
-        tables.check_page(args.page)
+    in_a_folder(out=args.out, draw=args.draw)
     trained = load_trained(args.model)
-    plan = _plan(args, trained.shift)
+    selection = _selection(args, trained.shift)
     judge = _judge(args)
     results = suite.Results(args.out, suite.fingerprint(trained.model), args.fresh)
-    keys = list(plan.rows())
+    keys = list(selection.rows())
     print(
-        f"{len(keys)} rows, {plan.images} images, {plan.steps} steps, "
+        f"{len(keys)} rows, {selection.images} images, {selection.steps} steps, "
         f"{torch.get_num_threads()} threads; rows go to {args.out}"
     )
     try:
         with tqdm(total=len(keys), unit="row") as bar:
-            suite.run(trained, plan, results, judge, bar.set_description, bar.update)
+            suite.run(trained, selection, results, judge, bar.set_description, bar.update)
     except KeyboardInterrupt:
         if results.rows:
             kept = f"{len(results.rows)} rows are kept in {args.out}"
             print(f"\n{kept}: the same command (without --fresh) goes on there")
         raise
-    wanted = [row for row in results.rows if any(_same(row, key) for _, key in keys)]
+    wanted = [row for row in results.rows if any(suite.is_of(row, key) for _, key in keys)]
     print(tables.report(wanted, pooled=results.pooled))
-    if args.page is not None:
-        tables.write_into(args.page, results.rows, results.pooled)
     if args.draw is not None:
         from foca_dit.cli.chart import write_picture
         from foca_dit.cli.distance import picture
@@ -130,19 +112,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _same(row: dict[str, Any], key: dict[str, Any]) -> bool:
-    return all(row.get(name) == value for name, value in key.items())
-
-
-def _plan(args: argparse.Namespace, shift: float | None) -> Any:
+def _selection(args: argparse.Namespace, shift: float | None) -> Any:
     from foca_dit.evaluation import suite
 
     default = QUICK if args.quick else THOROUGH
     seeds = default["seeds"] if args.seeds is None else args.seeds
-    if seeds < 1:
-        raise ValueError(f"argument --seeds: expected at least 1, got {seeds}")
+    at_least(("seeds", seeds, 1))
     budgets = args.budgets or [n for n in default["budgets"] if n < args.steps]
-    return suite.Plan(
+    return suite.Selection(
         budgets=tuple(budgets),
         images=default["images"] if args.images is None else args.images,
         seeds=tuple(range(seeds)),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foca_dit import schemes
+from foca_dit.cli.arguments import in_a_folder
 from foca_dit.config import FoCaCacheConfig
 from foca_dit.files import write_whole
 from foca_dit.plan import Plan
@@ -37,8 +38,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("steps", "interval", "warmup"):
         if (value := getattr(args, name)) < 1:
             raise ValueError(f"argument --{name}: expected an integer >= 1, got {value}")
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise FileNotFoundError(f"argument --json: expected a folder that exists, got {args.json}")
+    in_a_folder(json=args.json)
     settings = FoCaCacheConfig(
         cache_interval=args.interval, disable_cache_before_step=args.warmup, scheme=args.scheme
     ).resolve()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from foca_dit.analysis.sampling import sample
-from foca_dit.cli.demo import DEFAULT_MODEL, load
+from foca_dit.cli.arguments import add_model
 from foca_dit.config import GRANULARITIES
+from foca_dit.evaluation.trained import drawing, load, shifted
 
 if TYPE_CHECKING:
     from foca_dit.tuned import TunedPlan
@@ -33,13 +33,7 @@ def add_to(commands: Any) -> None:
         "plan is checked on other seeds and written to a JSON file: "
         'FoCaCacheConfig(plan="FILE") applies it. docs/tune.md explains it.',
     )
-    parser.add_argument(
-        "model",
-        type=Path,
-        nargs="?",
-        default=DEFAULT_MODEL,
-        help="folder with transformer/ and scheduler/ (default examples/fashion_dit/weights)",
-    )
+    add_model(parser)
     parser.add_argument(
         "--budget",
         type=int,
@@ -81,7 +75,6 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from foca_dit.calibration.tune import Measured, Seeds, measure, tune
-    from foca_dit.evaluation.trained import shifted
 
     settings = QUICK if args.quick else THOROUGH
     samples = settings["samples"] if args.samples is None else args.samples
@@ -159,24 +152,6 @@ def check(args: argparse.Namespace, samples: int) -> None:
     for name, file in (("out", args.out), ("draw", args.draw)):
         if file is not None and not file.absolute().parent.is_dir():
             raise FileNotFoundError(f"argument --{name}: expected a folder that exists, got {file}")
-
-
-def drawing(
-    model: torch.nn.Module, scheduler: Any, samples: int, steps: int, guidance_scale: float
-) -> Callable[[torch.nn.Module, int], torch.Tensor]:
-    """A function from a model and a seed to a batch of samples, for a class-conditional model."""
-    config: Any = model.config
-    size, channels = int(config.sample_size), int(config.in_channels)
-    classes = int(config.num_embeds_ada_norm)
-
-    def draw(model: torch.nn.Module, seed: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(samples, channels, size, size, generator=generator)
-        # Other classes for other seeds, all of them in turn.
-        labels = (torch.arange(samples) * 3 + seed) % classes
-        return sample(model, scheduler, noise, labels, steps, guidance_scale)
-
-    return draw
 
 
 def table(plans: Sequence[TunedPlan]) -> str:

@@ -16,14 +16,8 @@ from typing import Any
 
 import torch
 
-from foca_dit.evaluation.blocks import MagCache, smallest_max_skip
-from foca_dit.evaluation.online import (
-    MAG_MAX_SKIP,
-    MAG_RETENTION,
-    front_threshold,
-    trace,
-)
-from foca_dit.evaluation.rival import Rival, best_count, threshold_for, uniform
+from foca_dit.evaluation.online import MAG_RETENTION, front_threshold, mag_rule
+from foca_dit.evaluation.rival import Rival, best_count, uniform
 from foca_dit.evaluation.setting import Absent, Outcome, Setting
 
 # diffusers --------------------------------------------------------------------------------------
@@ -79,19 +73,14 @@ def magcache(setting: Setting, budget: int) -> Outcome:
     """MagCacheConfig with this model's ratios."""
     from diffusers import MagCacheConfig
 
-    ratios = trace(setting).ratios
-    retention = int(MAG_RETENTION * setting.steps + 0.5)
-    max_skip = smallest_max_skip(ratios, retention, budget, MAG_MAX_SKIP)
-    threshold = threshold_for(
-        lambda value: MagCache(value, ratios, max_skip, retention).full_steps(), budget
-    )
-    threshold *= 1 + 1e-4  # it holds the ratios in float32: keep off the edge
+    rule = mag_rule(setting, budget)
     config = MagCacheConfig(
-        threshold=threshold,
-        max_skip_steps=max_skip,
+        # It holds the ratios in float32: keep off the edge.
+        threshold=rule.threshold * (1 + 1e-4),
+        max_skip_steps=rule.max_skip,
         retention_ratio=MAG_RETENTION,
         num_inference_steps=setting.steps,
-        mag_ratios=ratios,
+        mag_ratios=list(rule.ratios),
     )
     return with_diffusers_cache(setting, lambda _: config)
 

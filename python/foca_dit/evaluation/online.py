@@ -188,17 +188,25 @@ def _checked(
 
 def magcache(setting: Setting, budget: int) -> Outcome:
     """MagCache with the ratios of this model."""
+    rule = mag_rule(setting, budget)
+    detail = {
+        "threshold": rule.threshold,
+        "max_skip": rule.max_skip,
+        "retention": rule.retention,
+    }
+    return under_rule(setting, rule, **detail)
+
+
+def mag_rule(setting: Setting, budget: int) -> MagCache:
+    """MagCache for a budget: the ratios of this model, and the threshold chosen on them."""
     ratios = trace(setting).ratios
     retention = int(MAG_RETENTION * setting.steps + 0.5)
     max_skip = smallest_max_skip(ratios, retention, budget, MAG_MAX_SKIP)
 
-    def count(threshold: float) -> float:
-        return MagCache(threshold, ratios, max_skip, retention).full_steps()
+    def rule(threshold: float) -> MagCache:
+        return MagCache(threshold, ratios, max_skip, retention)
 
-    threshold = threshold_for(count, budget)
-    rule = MagCache(threshold, ratios, max_skip, retention)
-    detail = {"threshold": threshold, "max_skip": max_skip, "retention": retention}
-    return under_rule(setting, rule, **detail)
+    return rule(threshold_for(lambda threshold: rule(threshold).full_steps(), budget))
 
 
 def front_threshold(setting: Setting, budget: int, front: int = 1) -> float:

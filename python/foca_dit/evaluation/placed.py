@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from foca_dit.analysis.sampling import conditions
+from foca_dit.analysis.sampling import conditions, predict
 from foca_dit.evaluation import own
 from foca_dit.evaluation.blocks import Modulated, Rule, with_rule
 from foca_dit.evaluation.online import trace
@@ -108,14 +108,7 @@ def _velocity(
     """The (guided) prediction of a model at one step."""
     scale = setting.guidance_scale
     told = conditions(model, labels, scale > 1, setting.tokens)
-    if scale > 1:
-        x = torch.cat([x, x])
-    timestep = torch.full((len(x),), 1000 * setting.sigmas[step])
-    output: torch.Tensor = model(x, timestep=timestep, **told).sample
-    if scale > 1:
-        conditional, unconditional = output.chunk(2)
-        output = torch.lerp(unconditional, conditional, scale)
-    return output
+    return predict(model, x, torch.tensor(1000 * setting.sigmas[step]), told, scale)
 
 
 def lemica(setting: Setting, budget: int) -> Outcome:

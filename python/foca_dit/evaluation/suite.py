@@ -46,7 +46,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Selection:
     """What is to be measured.
 
     Attributes:
@@ -107,6 +107,11 @@ class Plan:
                         yield rival, {**key, "row": rival.name, "budget": budget}
 
 
+def is_of(row: Row, key: Row) -> bool:
+    """Whether a row is the one that a key of `Selection.rows` identifies."""
+    return all(row.get(name) == value for name, value in key.items())
+
+
 class Results:
     """The rows of a JSON file; written anew, whole, after each one.
 
@@ -135,7 +140,7 @@ class Results:
 
     def known(self, key: Row) -> bool:
         """Whether a row is there."""
-        return any(all(row.get(name) == value for name, value in key.items()) for row in self.rows)
+        return any(is_of(row, key) for row in self.rows)
 
     def add(self, row: Row) -> None:
         """Keeps a row."""
@@ -166,7 +171,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def run(
     trained: Trained,
-    plan: Plan,
+    selection: Selection,
     results: Results,
     judge: Judge | None = None,
     report: Callable[[str], Any] | None = None,
@@ -176,16 +181,16 @@ def run(
 
     Args:
         trained: model and sampler.
-        plan: what to measure.
+        selection: what to measure.
         results: where rows go.
         judge: scores against the data; None: those columns stay empty.
         report: called with the name of every row before it runs.
         tick: called after every row, measured now or before.
     """
-    memories: dict[float | None, dict[str, Any]] = {shift: {} for shift in plan.shifts}
+    memories: dict[float | None, dict[str, Any]] = {shift: {} for shift in selection.shifts}
     bench: tuple[Any, Setting, torch.Tensor, torch.Tensor | None] | None = None
     sources = environment()
-    for rival, key in plan.rows():
+    for rival, key in selection.rows():
         if not results.known(key):
             if report is not None:
                 name = f"{key['row']}, {key['budget']} full steps"
@@ -194,14 +199,14 @@ def run(
             if bench is None or bench[0] != place:
                 setting = trained.setting(
                     key["shift"],
-                    steps=plan.steps,
-                    guidance_scale=plan.guidance_scale,
+                    steps=selection.steps,
+                    guidance_scale=selection.guidance_scale,
                     seed=key["seed"],
-                    images=plan.images,
+                    images=selection.images,
                     memory=memories[key["shift"]],
                 )
                 started = setting.draw()
-                far = _reference(setting, plan.reference_steps, results.model)
+                far = _reference(setting, selection.reference_steps, results.model)
                 bench = (place, setting, started.images, far)
             _, setting, full, far = bench
             group = FULL if rival is None else rival.group
@@ -215,12 +220,12 @@ def run(
                 if judge is not None:
                     features = judge.features(outcome.images)
                     row |= judge.scores(features, setting.labels)
-                    if len(plan.seeds) > 1:
+                    if len(selection.seeds) > 1:
                         results.moments.add(key, (len(features), *gaussian(features)))
                 results.add(row)
         if tick is not None:
             tick()
-    if judge is not None and len(plan.seeds) > 1:
+    if judge is not None and len(selection.seeds) > 1:
         results.pool(judge)
 
 

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from foca_dit.evaluation.suite import FULL, Row
-from foca_dit.files import write_whole
-
-MARKERS = re.compile(r"(<!-- eval:begin -->\n).*?(<!-- eval:end -->)", re.DOTALL)
 
 SLACK = 1.5
 """So many full steps above the budget still count as keeping it: some rules decide as they go."""
@@ -157,18 +152,18 @@ def closeness(rows: Sequence[Row], pooled: Sequence[Row]) -> Lines:
     return [["row", *(f"{n} full steps: FID" for n in budgets)], *(line for _, line in lines)]
 
 
-def absent(rows: Sequence[Row]) -> list[str]:
-    """Why rows are missing, one line each."""
-    reasons: dict[tuple[str, str], list[int]] = {}
+def absent(rows: Sequence[Row]) -> str:
+    """Which rows are missing at which budgets and why, a line for each reason; or nothing."""
+    missing: dict[tuple[str, str], set[int]] = {}
     for row in rows:
         if "absent" in row:
-            budgets = reasons.setdefault((row["row"], row["absent"]), [])
-            if row["budget"] not in budgets:
-                budgets.append(row["budget"])
-    return [
-        f"{name} ({', '.join(map(str, sorted(budgets, reverse=True)))}): {why}"
-        for (name, why), budgets in reasons.items()
-    ]
+            missing.setdefault((row["absent"], row["row"]), set()).add(row["budget"])
+    alike: dict[tuple[str, str], list[str]] = {}
+    for (why, name), budgets in missing.items():
+        listed = ", ".join(map(str, sorted(budgets, reverse=True)))
+        alike.setdefault((why, listed), []).append(name)
+    lines = [f"- {'; '.join(names)} ({at}): {why}" for (why, at), names in alike.items()]
+    return "\n".join(["Absent:", "", *lines]) if lines else ""
 
 
 def as_text(lines: Lines) -> str:
@@ -192,8 +187,16 @@ def report(
     rows: Sequence[Row],
     table: Callable[[Lines], str] = as_text,
     pooled: Sequence[Row] = (),
+    metrics: bool = True,
 ) -> str:
-    """All tables of all settings."""
+    """The tables of all settings.
+
+    Args:
+        rows: measured ones.
+        table: how a table is written.
+        pooled: of all seeds together.
+        metrics: one table per budget with all metrics, too.
+    """
     parts = []
     for setting in settings(rows):
         chosen = of_setting(rows, setting)
@@ -216,36 +219,11 @@ def report(
                 f"{images} by seed, mean ± standard deviation (more images make a smaller FID):",
                 table(closeness(chosen, together)),
             ]
-        for budget in _budgets(chosen):
+        for budget in _budgets(chosen) if metrics else []:
             parts += [f"All metrics at {budget} full steps:", table(everything(chosen, budget))]
         if missing := absent(chosen):
-            parts.append("Absent:\n\n" + "\n".join(f"- {line}" for line in missing))
+            parts.append(missing)
     return "\n\n".join(parts)
-
-
-def check_page(page: Path) -> str:
-    """The text of a page that has a place for the tables.
-
-    Raises:
-        ValueError: the page has no markers.
-    """
-    text = page.read_text()
-    if not MARKERS.search(text):
-        raise ValueError(
-            f"eval: expected {page} to have the lines <!-- eval:begin --> and <!-- eval:end -->"
-        )
-    return text
-
-
-def write_into(page: Path, rows: Sequence[Row], pooled: Sequence[Row] = ()) -> None:
-    """Puts the tables between the markers of a Markdown page.
-
-    Raises:
-        ValueError: the page has no markers.
-    """
-    text = check_page(page)
-    tables = report(rows, as_markdown, pooled)
-    write_whole(page, MARKERS.sub(lambda found: f"{found[1]}{tables}\n{found[2]}", text))
 
 
 def measures(rows: Sequence[Row]) -> list[str]:
