@@ -14,12 +14,14 @@ import foca_kernels
 from foca_dit.analysis.metrics import psnr
 from foca_dit.cli.chart import write_picture
 from foca_dit.cli.main import main
+from foca_dit.clock import make_clock
 from foca_dit.files import read_json
 from foca_dit.plan import Plan
 from foca_dit.schemes import FoCa
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "examples/fashion_dit/weights"
+NOISE = ROOT / "examples/fashion_dit/weights-noise"
 
 
 def test_the_installed_command_explains_itself():
@@ -28,6 +30,26 @@ def test_the_installed_command_explains_itself():
     text = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
     for word in ("demo", "schedule", "doctor", "Feature caching"):
         assert word in text
+
+
+@pytest.mark.parametrize("command", ["demo", "analyze"])
+def test_caches_read_the_models_scheduler(command, tmp_path, monkeypatch):
+    """A model that predicts noise is not taken for one of flow matching."""
+    read = []
+
+    def watched(time, levels):
+        read.append(levels)
+        return make_clock(time, levels)
+
+    monkeypatch.setattr("foca_dit.state.make_clock", watched)
+    arguments = ["--steps", "15", "--intervals", "5", "--out", str(tmp_path / "out.png")]
+    if command == "demo":
+        arguments += ["--model", str(NOISE), "--images", "1"]
+    else:
+        arguments[-1] = str(tmp_path / "out.json")
+        arguments += [str(NOISE), "--samples", "1"]
+    assert main([command, *arguments]) == 0
+    assert read[-1].prediction == "epsilon"  # of the last cache that ran
 
 
 def test_demo_on_the_shipped_weights(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,7 +98,8 @@ def test_bad_input_is_one_clear_line(arguments, message, capsys):
 def test_rivals_are_measured_at_their_full_steps():
     model, scheduler = load(WEIGHTS)
     draw = drawing(model, scheduler, samples=1, steps=12, guidance_scale=1.0)
-    lines = measure_rivals(model, draw, [3], "stack", 12)
+    pipeline = SimpleNamespace(transformer=model, scheduler=scheduler)
+    lines = measure_rivals(pipeline, draw, [3], "stack", 12)
     assert [x for x, _ in lines["FoCa, uniform"]] == [6, 5, 4, 4, 4]
     assert lines["FoCa, uniform"][0][1] > lines["reuse, uniform"][0][1]
     if has_cache_dit():

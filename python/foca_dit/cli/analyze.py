@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
         clock = make_clock(args.time, NoiseLevels.of(scheduler, 1000.0))
         tau = [clock(t, i) for i, t in enumerate(timesteps)]
         bar.set_description("ablation")
-        ablation = _ablation(model, draw, args, bar.update)
+        pipeline = SimpleNamespace(transformer=model, scheduler=scheduler)
+        ablation = _ablation(pipeline, draw, args, bar.update)
     found = _series(gram, one, tau, args.interval)
     found["channel_index"] = _plain(dynamics.channel_index(channels, tau))
     judged = claims.judge(
@@ -193,7 +195,7 @@ def _series(
 
 
 def _ablation(
-    model: torch.nn.Module,
+    pipeline: Any,
     draw: Callable[[], torch.Tensor],
     args: argparse.Namespace,
     done: Callable[[], Any],
@@ -210,11 +212,11 @@ def _ablation(
                 granularity=args.granularity,
                 time=args.time,
             )
-            apply_foca_cache(model, config)
+            apply_foca_cache(pipeline, config)
             try:
                 images = draw()
             finally:
-                remove_foca_cache(model)
+                remove_foca_cache(pipeline)
             found.setdefault(name, {})[interval] = psnr(images.nan_to_num(0, 2, -2), full)
             done()
     return found

@@ -26,12 +26,12 @@ Draw = Callable[[torch.nn.Module, int], torch.Tensor]
 
 
 def measure_rivals(
-    model: torch.nn.Module, draw: Draw, seeds: Sequence[int], granularity: str, steps: int
+    pipeline: Any, draw: Draw, seeds: Sequence[int], granularity: str, steps: int
 ) -> dict[str, list[tuple[float, float]]]:
     """(full steps, PSNR to the full run) by scheme; intervals that caching cannot use are left out.
 
     Args:
-        model: without a cache.
+        pipeline: has the `.transformer`, without a cache, and the `.scheduler` that `draw` uses.
         draw: runs a generation of a model from a seed.
         seeds: to draw.
         granularity: what is cached.
@@ -39,6 +39,7 @@ def measure_rivals(
     """
     from tqdm import tqdm
 
+    model = pipeline.transformer
     full = torch.cat([draw(model, seed) for seed in seeds])
     lines: dict[str, list[tuple[float, float]]] = {}
     with tqdm(total=len(INTERVALS) * (len(UNIFORM) + has_cache_dit()), unit="setting") as bar:
@@ -48,7 +49,7 @@ def measure_rivals(
                 config = FoCaCacheConfig(
                     scheme=scheme, cache_interval=interval, granularity=granularity
                 )
-                apply_foca_cache(model, config)
+                apply_foca_cache(pipeline, config)
                 try:
                     images = torch.cat([draw(model, seed) for seed in seeds])
                     count = foca_cache_stats(model)["full_steps"] / len(seeds)

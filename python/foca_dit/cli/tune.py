@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -129,7 +130,8 @@ def run(args: argparse.Namespace) -> int:
         from foca_dit.cli.chart import write_picture
         from foca_dit.cli.tradeoff import measure_rivals, picture
 
-        lines = measure_rivals(model, of_model, seeds.check, args.granularity, args.steps)
+        pipeline = SimpleNamespace(transformer=model, scheduler=scheduler)
+        lines = measure_rivals(pipeline, of_model, seeds.check, args.granularity, args.steps)
         lines["tuned"] = [(len(p.plan.full_steps), p.report["check_psnr"]) for p in plans]
         write_picture(picture(lines, args.steps), args.draw)
         print(f"quality over full steps: {args.draw}")
