@@ -16,14 +16,9 @@ class Ahead:
 
     They are computed at the first of these steps, and forgotten at the next full one: like the
     features, they are of the model as it was at the last full step.
-
-    Args:
-        upcoming: the timesteps of the step in progress and of those that follow it up to the next
-            full one, as far as they are known.
     """
 
-    def __init__(self, upcoming: Callable[[], Sequence[float]]) -> None:
-        self._upcoming = upcoming
+    def __init__(self) -> None:
         self._given: list[_Seen] = []
         self._known: dict[tuple[Hashable, float], Values] = {}
 
@@ -40,6 +35,7 @@ class Ahead:
         self,
         of: Hashable,
         given: Values,
+        timesteps: Sequence[float],
         compute: Callable[[Sequence[float]], Sequence[Values]],
     ) -> Values | None:
         """The values of the step in progress; None if no other step's can be had with them.
@@ -47,6 +43,8 @@ class Ahead:
         Args:
             of: tells one kind of values from another.
             given: what they depend on beside the timestep; other contents mean other values.
+            timesteps: of the step in progress and of those that follow it up to the next full one,
+                as far as they are known.
             compute: from timesteps to the values of each.
         """
         if not all(_is_watchable(value) for value in given):
@@ -54,7 +52,6 @@ class Ahead:
         if len(given) != len(self._given) or not all(map(_Seen.is_still, self._given, given)):
             self.forget()
             self._given = [_Seen(value) for value in given]
-        timesteps = self._upcoming()
         if (of, timesteps[0]) not in self._known:
             ahead = tuple(dict.fromkeys(timesteps))[:MOST]
             if len(ahead) < 2:

@@ -37,7 +37,7 @@ class Branch:
         self.timed = timed  # by noise levels; else by step indices
         self.histories = histories
         self.skipped = SkippedSteps()
-        self.ahead = Ahead(self._upcoming)
+        self.ahead = Ahead()
         self._timetable = timetable
         self.loop = timetable.loop  # that it began in
         self._entered = -1
@@ -101,7 +101,8 @@ class Branch:
         steps = self._scheduled()
         return steps.count(min(steps, key=lambda t: abs(t - timestep), default=0.0)) > 1
 
-    def _upcoming(self) -> Sequence[float]:
+    @property
+    def upcoming(self) -> Sequence[float]:
         """Timesteps of the open step and of those that follow it up to the next full one."""
         *_, before, now = (math.nan, *self.trajectory.timesteps)
         steps = self._timetable.after(before, now) if self.loop is self._timetable.loop else ()

@@ -284,7 +284,7 @@ class CacheState:
             reason = known.trajectory.break_with(timestep, sample, conditions)
             if reason and not (reason == reasons.DISCONTINUOUS and known.is_next(timestep)):
                 yield reason
-            if not counted and known.repeats(timestep) and not self._is_tried_again(timestep):
+            if not counted and known.repeats(timestep) and not self._is_tried_again(known):
                 yield reasons.FINISHED
             if not counted and self._missed_a_step(known, timestep):
                 yield reasons.LEFT_OUT
@@ -293,7 +293,7 @@ class CacheState:
             if self._restartable and not self._has_begun():
                 yield reasons.NEVER_BEGUN
         if self._restartable and counted:
-            yield from self._miscounted(name, timestep, sample)
+            yield from self._miscounted(name, timestep, sample, conditions)
 
     def leave(self, branch: Branch) -> None:
         """Closes a call that returned."""
@@ -327,12 +327,13 @@ class CacheState:
         done = branch.trajectory.timesteps
         return bool(done) and bool(self.timetable.after(done[-1], timestep))
 
-    def _is_tried_again(self, timestep: float) -> bool:
-        """Whether another branch of a request has not been through this step: it failed there."""
-        if self._restartable:
-            return False
-        known = self._branches.values()
-        return any(b.is_interrupted or b.trajectory.timesteps[-1] != timestep for b in known)
+    def _is_tried_again(self, branch: Branch) -> bool:
+        """Whether another branch of a request failed at this step, or before it came to it."""
+        before = branch.trajectory.timesteps[-2:-1]
+        return not self._restartable and any(
+            other.is_interrupted or other.trajectory.timesteps[-1:] == before
+            for other in self._branches.values()
+        )
 
     def _missed_a_step(self, branch: Branch, timestep: float) -> bool:
         """Whether other branches went through a step that this one was not called at."""
@@ -340,7 +341,13 @@ class CacheState:
         previous = before if timestep == latest else latest
         return branch.trajectory.timesteps[-1] not in (previous, timestep)
 
-    def _miscounted(self, name: str, timestep: float, sample: torch.Tensor) -> Iterator[str]:
+    def _miscounted(
+        self,
+        name: str,
+        timestep: float,
+        sample: torch.Tensor,
+        conditions: Sequence[torch.Tensor],
+    ) -> Iterator[str]:
         """Why counting the calls at one timestep does not explain this call."""
         if self._counter.lost_a_call(timestep):
             # Guidance was switched off part-way, or a generation was given up at its first step and
@@ -353,9 +360,10 @@ class CacheState:
         first = self._branches.get("0")
         if first is None or first.is_evaluated_twice(timestep):
             return
-        # Guidance branches of one step are given one and the same sample, or noise of their own
-        # while the scheduler stands still (Cosmos).
-        if not first.trajectory.saw(sample) and not first.stands_still:
+        # Guidance branches of one step are given one and the same sample, or (Cosmos) noise of
+        # their own, and another prompt while the scheduler stands still.
+        is_other = first.stands_still and not first.trajectory.keeps(conditions)
+        if not first.trajectory.saw(sample) and not is_other:
             yield reasons.ANOTHER_SAMPLE
         # Guidance was switched on part-way, or a step is repeated: which call was which before?
         if first.trajectory.step > 0:

@@ -101,7 +101,7 @@ class Trajectory:
             return reasons.RESHAPED
         if turns_back(self.timesteps, timestep):
             return reasons.TURNED_BACK
-        if self.watch and not self._are_still(conditions):
+        if self.watch and not self.keeps(conditions):
             return reasons.RECONDITIONED
         if self._sample is not None and not continues(self._sample, fingerprint(sample)):
             return reasons.DISCONTINUOUS
@@ -122,11 +122,12 @@ class Trajectory:
             self.timesteps.append(timestep)
         self._shape = _signature(sample)
         self._sample = fingerprint(sample) if self.watch else None
-        if self.watch and not self._are_still(conditions):
+        if self.watch and not self.keeps(conditions):
             self._conditions = [Seen(value) for value in conditions]
         return self.step
 
-    def _are_still(self, conditions: Sequence[torch.Tensor]) -> bool:
+    def keeps(self, conditions: Sequence[torch.Tensor]) -> bool:
+        """Whether these conditions are those of the last call."""
         known = self._conditions
         return len(known) == len(conditions) and all(map(Seen.is_still, known, conditions))
 

@@ -96,27 +96,26 @@ def _double(timesteps):
 
 
 def test_values_are_computed_for_the_steps_that_come():
-    asked, at = [], [(9.0, 8.0, 8.0, 7.0)]
+    asked, ahead = [], Ahead()
 
     def compute(timesteps):
         asked.append(timesteps)
         return _double(timesteps)
 
-    ahead = Ahead(lambda: at[0])
     for timesteps in ((9.0, 8.0, 8.0, 7.0), (8.0, 7.0), (7.0,)):
-        at[0] = timesteps
-        (value,) = ahead.values("gates", [], compute)
+        (value,) = ahead.values("gates", [], timesteps, compute)
         assert value == 2 * timesteps[0]
     assert asked == [(9.0, 8.0, 7.0)]
     assert ahead.nbytes == 12
     ahead.forget()
     assert ahead.nbytes == 0
-    assert ahead.values("gates", [], compute) is None  # the last step: as one computes it alone
+    # The last step before a full one has none to share with.
+    assert ahead.values("gates", [], (7.0,), compute) is None
 
 
 def test_no_more_steps_at_once_than_are_worth_their_memory():
-    ahead = Ahead(lambda: range(100))
-    ahead.values("gates", [], _double)
+    ahead = Ahead()
+    ahead.values("gates", [], range(100), _double)
     assert ahead.nbytes == 8 * MOST
 
 
@@ -128,14 +127,14 @@ def test_on_a_device_writes_are_seen_without_reading(write):
         asked.append(timesteps)
         return _double(timesteps)
 
-    ahead = Ahead(lambda: (2.0, 1.0))
-    ahead.values("gates", [given], compute)
+    ahead, timesteps = Ahead(), (2.0, 1.0)
+    ahead.values("gates", [given], timesteps, compute)
     if write:
         given.zero_()
-    ahead.values("gates", [given], compute)
+    ahead.values("gates", [given], timesteps, compute)
     assert len(asked) == 1 + write
-    ahead.values("gates", [torch.empty(3, device="meta")], compute)
+    ahead.values("gates", [torch.empty(3, device="meta")], timesteps, compute)
     assert len(asked) == 2 + write
     with torch.inference_mode():
         unseen = torch.empty(3, device="meta")
-    assert ahead.values("gates", [unseen], compute) is None
+    assert ahead.values("gates", [unseen], timesteps, compute) is None

@@ -349,7 +349,10 @@ def _under(scheduler, config, knows, noises=1, steps=8):
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     step = 0
     for step, t in enumerate(scheduler.timesteps):  # noqa: B007
-        calls = [call_dit(model, [float(t)], x + i * torch.randn_like(x))[0] for i in range(noises)]
+        calls = [
+            call_dit(model, [float(t)], x + i * torch.randn_like(x), torch.tensor([i]))[0]
+            for i in range(noises)
+        ]
         velocity = torch.stack(calls).mean(0)[:, :4]
         x = scheduler.step(velocity, t, x).prev_sample
     return foca_cache_stats(model), sorted(set(ran))

@@ -14,7 +14,9 @@ from foca_dit import (
     plan_foca_cache,
     remove_foca_cache,
 )
+from foca_dit.adapters.arguments import conditions
 from foca_dit.adapters.dry_run import Allocated
+from foca_dit.trajectory import FINGERPRINT_SIZE
 
 WATCHED = ("flux", "hunyuan-video-i2v-token-replace", "flux2", "wan", "cogvideox")
 RUN_LONG = ("flux", "wan")
@@ -66,7 +68,8 @@ def test_peak_on_top_of_the_uncached_run_is_what_was_planned(name, granularity):
     assert foca_cache_stats(model)["skipped_steps"] == 3
     assert foca_cache_stats(model)["nbytes"] == plan.nbytes
     assert plan.nbytes <= plan.peak_nbytes
-    assert 0.8 * plan.peak_nbytes < on_top < 1.05 * plan.peak_nbytes
+    fingerprints = sum(4 * min(v.numel(), FINGERPRINT_SIZE) for v in conditions(call))
+    assert 0.8 * plan.peak_nbytes < on_top - fingerprints < 1.05 * plan.peak_nbytes
     if granularity == "module" and case.slots:  # sums in float32 stand beside the histories
         stream = 2 * case.tokens * WIDTH * 4
         assert plan.peak_nbytes >= plan.nbytes + case.slots * stream

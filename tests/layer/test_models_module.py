@@ -15,6 +15,7 @@ from foca_dit import (
     StepMask,
     apply_foca_cache,
     foca_cache_stats,
+    reasons,
     remove_foca_cache,
 )
 from foca_dit.adapters.hooks import find_hook
@@ -175,7 +176,7 @@ def test_sums_over_features_are_computed_together_or_not_at_all(case):
     model = apply_foca_cache(case.model(), FoCaCacheConfig(preset="paper", schedule=EveryOther()))
     actual, stats = case.draw(model), foca_cache_stats(model)
     assert (stats["full_steps"], stats["mixed_steps"]) == (12, 0)
-    (reason,) = stats["fallbacks"]
+    (reason,) = set(stats["fallbacks"]) - {reasons.SECOND_STEP}
     assert "the histories are sums over features" in reason
     assert torch.equal(actual, case.draw(case.model()))
 

@@ -18,7 +18,7 @@ from foca_dit.adapters.gates import gates_ahead, table_row
 from foca_dit.adapters.layout import Layout, Located
 from foca_dit.adapters.registry import Hook
 from foca_dit.adapters.spec import BlockGroup, LinearGates, Segment, SharedGates, part
-from foca_dit.ahead import Ahead
+from foca_dit.branch import Branch
 from foca_dit.history import FeatureHistories
 
 Mode = Literal["full", "modules", "skip"]
@@ -30,7 +30,7 @@ class Call(threading.local):
 
     def __init__(self) -> None:
         self.histories: FeatureHistories | None = None
-        self.ahead: Ahead | None = None
+        self.branch: Branch | None = None
         self.mode: Mode = "full"
         self.arguments: dict[str, Any] = {}
         self.tokens = 0
@@ -49,14 +49,14 @@ class Call(threading.local):
         histories: FeatureHistories,
         mode: Mode,
         arguments: dict[str, Any],
-        ahead: Ahead | None = None,
+        branch: Branch | None = None,
     ) -> Iterator[None]:
         self.histories, self.mode, self.arguments = histories, mode, arguments
-        self.ahead = ahead
+        self.branch = branch
         try:
             yield
         finally:
-            self.histories = self.stack_input = self.ahead = None
+            self.histories = self.stack_input = self.branch = None
             self.arguments, self.sums, self.captured = {}, {}, {}
 
 
@@ -182,7 +182,7 @@ class BlockHook(Hook):
         stream = stream.contiguous()
         x = part(stream, self.group.tokens, call.tokens)
         slots = [self.layout.slots[index] for index in self.stage]
-        gates = gates_ahead(call.ahead, slots, x, block, arguments, call.captured)
+        gates = gates_ahead(call.branch, slots, x, block, arguments, call.captured)
         segments = self._segments(x, gates, arguments)
         if segments is None:
             histories.add_forecasts_(x, gates, self.stage)

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from foca_dit.adapters.spec import Arguments, BlockGroup, LinearGates, SharedGates
-from foca_dit.ahead import Ahead, Values
+from foca_dit.ahead import Values
+from foca_dit.branch import Branch
 from foca_dit.timetable import HALF
 
 
@@ -97,7 +98,7 @@ def gates_of(
 
 
 def gates_ahead(
-    ahead: Ahead | None,
+    branch: Branch | None,
     slots: Sequence[Slot],
     x: torch.Tensor,
     block: torch.nn.Module,
@@ -114,10 +115,10 @@ def gates_ahead(
 
     group, found = slots[0].group, None
     names = group.gates.ahead if isinstance(group.gates, LinearGates) else ()
-    if ahead is not None and names and not block.training:
+    if branch is not None and names and not block.training:
         timestep, given = arguments["timestep"], [arguments[name] for name in names]
         if timestep.dtype not in HALF and all(slot.group is group for slot in slots):
-            found = ahead.values(id(block), given, compute)
+            found = branch.ahead.values(id(block), given, branch.upcoming, compute)
     return gates_of(slots, x, block, arguments, captured) if found is None else found
 
 

@@ -165,7 +165,7 @@ class ModelHook(Hook):
         else:
             if mode != "skip":
                 branch.ahead.forget()
-            with self.call.opened(histories, mode, bound, branch.ahead):
+            with self.call.opened(histories, mode, bound, branch):
                 output = self._run(histories, state, args, kwargs)
         state.leave(branch)
         setattr(state.stats, f"{kind}_steps", getattr(state.stats, f"{kind}_steps") + 1)
