@@ -21,6 +21,24 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{path}: expected JSON, got {error}") from None
 
 
+def check_output(name: str, path: str | os.PathLike[str]) -> None:
+    """Refuses, before anything is computed, a path that no file can be written to.
+
+    Args:
+        name: what the message begins with, like "argument --out".
+        path: of the file to come.
+
+    Raises:
+        FileNotFoundError: its folder does not exist.
+        IsADirectoryError: it is a folder itself.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"{name}: expected the name of a file, got the folder {path}")
+    if not target.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{name}: expected a folder that exists, got {path}")
+
+
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a file through a temporary one beside it, which takes its place when complete.
 

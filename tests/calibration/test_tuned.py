@@ -155,6 +155,24 @@ def test_a_tuned_plan_runs_as_placed_and_beats_reuse(dit, plan, tmp_path):
     assert plan.report["check_psnr"] == pytest.approx(decibels["plan"], abs=4)
 
 
+def test_images_equal_to_the_full_run_can_be_written(dit, tmp_path):
+    """Their PSNR is infinite, and JSON has no infinity."""
+    draw, still = drawing(dit), torch.zeros(1, 4, 8, 8)
+
+    def indifferent(seed):
+        draw(seed)
+        return still
+
+    measured = measure(dit, FlowMatchEulerDiscreteScheduler(), draw, "stack", [1], probes=0)
+    plan = tune(dit, indifferent, measured, budget=4, seeds=Seeds([1], [2], [3]))
+    plan.save(tmp_path / "plan.json")
+    report = TunedPlan.load(tmp_path / "plan.json").report
+    assert report["check_psnr"] is None
+    assert {placed["psnr"] for placed in report["placements"].values()} == {None}
+    with pytest.raises(ValueError, match=r"'budget': expected from 2 to 11 full steps \(of 12\)"):
+        tune(dit, draw, measured, budget=12, seeds=Seeds([1], [2], [3]))
+
+
 def test_forecasts_of_a_plan_are_the_fitted_combinations(dit, plan):
     """The weights, applied to recorded features by hand, at the first skipped step."""
     sink = Trajectories()

@@ -10,6 +10,7 @@ from typing import Any
 from foca_dit import schemes
 from foca_dit.cli.demo import DEFAULT_MODEL, load
 from foca_dit.cli.tune import drawing
+from foca_dit.files import check_output
 from foca_dit.origin import Origin
 from foca_dit.schedules import Interval
 
@@ -57,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from foca_dit.calibration import eoc, files, inflection, means
     from foca_dit.calibration.calibrated import Calibrated
 
-    if not args.out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"argument --out: expected a folder that exists, got {args.out}")
+    check_output("argument --out", args.out)
     if args.method == "eoc":
         eoc.tensors_beside(args.out)  # refuses before anything is computed
     least = 2 if args.method == "eoc" else 1

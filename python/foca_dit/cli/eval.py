@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foca_dit.cli.chart import picture_format
 from foca_dit.cli.demo import DEFAULT_MODEL
+from foca_dit.files import check_output
 
 if TYPE_CHECKING:
     from foca_dit.evaluation.judge import Judge
@@ -92,9 +94,10 @@ def run(args: argparse.Namespace) -> int:
         for rival in suite.RIVALS:
             print(f"{rival.name} [{rival.group}]\n    {rival.source}")
         return 0
-    for name, file in (("out", args.out), ("draw", args.draw)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise FileNotFoundError(f"argument --{name}: expected a folder that exists, got {file}")
+    check_output("argument --out", args.out)
+    if args.draw is not None:
+        check_output("argument --draw", args.draw)
+        picture_format("argument --draw", args.draw)
     if args.page is not None:
         tables.check_page(args.page)
     trained = load_trained(args.model)
