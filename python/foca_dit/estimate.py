@@ -14,7 +14,7 @@ import torch
 
 from foca_dit.api import granularity_of, transformer_of
 from foca_dit.config import FoCaCacheConfig, checked
-from foca_dit.schedules import StepMask
+from foca_dit.schedules import Schedule, StepMask
 from foca_dit.schemes.base import fault
 
 if TYPE_CHECKING:
@@ -140,6 +140,8 @@ def plan_foca_cache(
     The model goes through a full and a skipped step on the meta device, in a copy without storage:
     any size of model and request will do, and no GPU is touched.
 
+    The second step counts as computed, as a run does it where guidance branches have no names.
+
     Args:
         model_or_pipeline: a supported transformer, on any device, or a pipeline that has one.
         inputs: the arguments of one call of the transformer; tensors are taken for their shapes
@@ -180,8 +182,22 @@ def plan_foca_cache(
         budget = getattr(schedule, "budget", None)
         known = None if budget is None else min(budget, steps)
     else:
-        known = len(schedule.full_steps(steps))
+        known = len(_computed(schedule, steps))
     return CachePlan(type(model).__name__, steps, known, counted, chosen, branches)
+
+
+def _computed(schedule: Schedule, steps: int, feature: int = 0) -> list[int]:
+    """The full steps of a run, which computes the second step whatever the schedule says.
+
+    Where guidance branches have no names, it might be the first step of a generation begun anew.
+    """
+    anchors: list[int] = []
+    due = 0
+    for step in range(steps):
+        if step >= due or step == 1:
+            anchors.append(step)
+            due = schedule.next_full(anchors, feature)
+    return anchors
 
 
 def _fits(model: torch.nn.Module, spec: ModelSpec, granularity: str) -> bool:
@@ -209,7 +225,7 @@ def _masked(
 
     (plain,) = accounts(model, spec, [granularity], inputs, config)
     schedule.check("plan_foca_cache", plain.features, granularity)
-    full_steps = [set(schedule.full_steps(steps, f)) for f in range(plain.features)]
+    full_steps = [set(_computed(schedule, steps, f)) for f in range(plain.features)]
     due = [frozenset(f for f, s in enumerate(full_steps) if step in s) for step in range(steps)]
     mixed = [some for some in due if 0 < len(some) < plain.features]
     full = sum(len(some) == plain.features for some in due)

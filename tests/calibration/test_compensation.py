@@ -258,6 +258,14 @@ def test_priors_do_not_overwrite_their_own_file(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_priors_that_no_run_would_use_are_refused(tmp_path, capsys):
+    """A run computes the second step, so nothing is forecast from the first alone."""
+    assert main(["calibrate", "eoc", "--warmup", "1", "--out", str(tmp_path / "eoc.json")]) == 2
+    error = capsys.readouterr().err
+    assert "argument --warmup: expected at least 2, got 1: a run computes the second" in error
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_calibrations(dit):
     some = [drawing(dit, 1)]
     with pytest.raises(ValueError, match="'prior': expected one of"):

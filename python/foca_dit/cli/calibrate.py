@@ -61,6 +61,11 @@ def run(args: argparse.Namespace) -> int:
     check_output("argument --out", args.out)
     if args.method == "eoc":
         eoc.tensors_beside(args.out)  # refuses before anything is computed
+        if args.warmup < 2:
+            raise ValueError(
+                f"argument --warmup: expected at least 2, got {args.warmup}: a run computes the "
+                "second step too, so that priors for a forecast from the first would not be used"
+            )
     least = 2 if args.method == "eoc" else 1
     for name, value, low in (
         ("samples", args.samples, 1),
