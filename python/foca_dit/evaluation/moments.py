@@ -2,8 +2,8 @@
 
 An FID falls with the number of images, so the mean over seeds is not the FID of all their images.
 That one needs the classifier features of all, or just their number, mean and covariance per seed,
-which add up exactly. They stand in a safetensors file beside the rows and are made only if there is
-more than one seed to pool.
+which add up exactly. They stand in a safetensors file beside the rows, a single seed's too: a later
+command can add others to it.
 """
 
 from __future__ import annotations

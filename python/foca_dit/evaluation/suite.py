@@ -215,12 +215,12 @@ def run(
                 if judge is not None:
                     features = judge.features(outcome.images)
                     row |= judge.scores(features, setting.labels)
-                    if len(plan.seeds) > 1:
-                        results.moments.add(key, (len(features), *gaussian(features)))
+                    # With one seed too: the next command may add others to it.
+                    results.moments.add(key, (len(features), *gaussian(features)))
                 results.add(row)
         if tick is not None:
             tick()
-    if judge is not None and len(plan.seeds) > 1:
+    if judge is not None:
         results.pool(judge)
 
 
