@@ -9,7 +9,6 @@ is described in docs/plan-format.md. (`foca_dit.tuned` holds plans fitted to one
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from foca_dit import schemes
+from foca_dit.files import is_finite_number
 from foca_dit.schedules import Schedule
 from foca_dit.schemes.base import Scheme, Table, check_monotone, fault, require_int
 
@@ -206,6 +206,6 @@ def _numbers(name: str, value: object) -> list[float]:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not is_finite_number(value):
         raise ValueError(fault("Plan.from_json", name, "finite numbers", repr(value)))
     return float(value)

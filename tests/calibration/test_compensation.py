@@ -186,6 +186,10 @@ def test_files_read_back_as_written(dit, tmp_path):
     assert set(again.factors) == set(eoc.factors)
     assert all(torch.equal(again.factors[k], eoc.factors[k]) for k in eoc.factors)
     assert {f.suffix for f in tmp_path.iterdir()} == {".json", ".safetensors"}
+    tensors = tmp_path / "eoc.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"load_scheme .*{tensors}: expected a safetensors file"):
+        load_scheme(tmp_path / "eoc.json")
     (tmp_path / "other.json").write_text('{"format": "x"}')
     with pytest.raises(ValueError, match="expected the format 'foca-goc' or 'foca-eoc', got 'x'"):
         load_scheme(tmp_path / "other.json")

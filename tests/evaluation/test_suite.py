@@ -99,8 +99,14 @@ def test_rows_of_another_model_are_refused(dit, tmp_path):
     with pytest.raises(ValueError, match="rows of another model"):
         suite.Results(file, "two")
     assert suite.Results(file, "two", fresh=True).rows == []
-    file.write_text("[]")
-    with pytest.raises(ValueError, match="to be a file of `foca-dit eval`"):
+    for other in ("[]", '{"format": "foca-eval"}', '{"format": "foca-eval", "model": "one"}'):
+        file.write_text(other)
+        with pytest.raises(ValueError, match="to be a file of `foca-dit eval`"):
+            suite.Results(file, "one")
+    file.unlink()
+    moments = tmp_path / "rows.moments.safetensors"
+    moments.write_bytes(b"cut")
+    with pytest.raises(ValueError, match=f"{moments}: expected a safetensors file, got"):
         suite.Results(file, "one")
 
 

@@ -266,3 +266,6 @@ def test_a_list_of_full_steps_is_saved_and_loaded(tmp_path):
     file.write_text("[0, 1]")
     with pytest.raises(ValueError, match="full_steps"):
         FullSteps.load(file)
+    file.write_text("{")
+    with pytest.raises(ValueError, match=r"steps\.json: expected JSON"):
+        FullSteps.load(file)

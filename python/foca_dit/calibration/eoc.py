@@ -23,7 +23,7 @@ import torch
 from foca_dit import schemes
 from foca_dit.calibration.calibrated import ORIGIN, Calibrated, read_origin
 from foca_dit.calibration.record import Trajectories, recording
-from foca_dit.files import write_whole
+from foca_dit.files import read_tensors, write_whole
 from foca_dit.origin import Origin
 from foca_dit.schedules import Schedule
 from foca_dit.schemes.base import Scheme
@@ -220,9 +220,7 @@ def save_eoc(scheme: EOC, path: Path, report: Mapping[str, Any]) -> None:
 
 def load_eoc(path: Path, data: Mapping[str, Any]) -> EOC:
     """The inverse of `save_eoc`, for the JSON data of a file."""
-    from safetensors.torch import load_file
-
-    named = load_file(path.with_name(str(data["factors"])))
+    named = read_tensors(path.with_name(str(data["factors"])))
     factors = {}
     for name, tensor in named.items():
         feature, anchor, step = map(int, name.split("/"))

@@ -16,7 +16,7 @@ import torch
 
 from foca_dit.evaluation.judge import Judge
 from foca_dit.evaluation.metrics import Moments, frechet_distance, together
-from foca_dit.files import write_whole
+from foca_dit.files import read_tensors, write_whole
 
 SETTING = ("shift", "steps", "images", "guidance_scale", "row", "budget")
 
@@ -27,15 +27,16 @@ class MomentsFile:
     Args:
         path: a safetensors file, perhaps not there yet.
         fresh: forget what it has.
+
+    Raises:
+        ValueError: the file is cut off, or something else.
     """
 
     def __init__(self, path: Path, fresh: bool = False) -> None:
-        from safetensors.torch import load_file
-
         self.path = path
         self.tensors: dict[str, torch.Tensor] = {}
         if path.exists() and not fresh:
-            self.tensors = load_file(path)
+            self.tensors = read_tensors(path)
 
     def add(self, row: Mapping[str, Any], moments: Moments) -> None:
         """Keeps one row's moments, on disk at once."""

@@ -158,10 +158,16 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is none.
     """
-    data = read_json(path)
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    data: Any = read_json(path)
+    kinds = {"model": str, "rows": list}
+    if (
+        not isinstance(data, dict)
+        or data.get("format") != FORMAT
+        or not all(isinstance(data.get(key), kind) for key, kind in kinds.items())
+    ):
         raise ValueError(f"eval: expected {path} to be a file of `foca-dit eval`")
-    return data
+    found: dict[str, Any] = data
+    return found
 
 
 def run(
