@@ -89,8 +89,10 @@ class Plan:
             feature: The feature that the schedule is asked for.
 
         Raises:
-            TypeError, ValueError: The times are not monotone, or the schedule is adaptive.
+            TypeError, ValueError: The times are not monotone, the schedule is adaptive, or the
+                scheme multiplies forecasts by factors (EOC), which a plan cannot hold.
         """
+        description = schemes.describe(scheme.described)
         times = tuple(float(t) for t in tau)
         full_steps = schedule.full_steps(len(times), feature)
         tables: list[Table] = []
@@ -101,7 +103,6 @@ class Plan:
                 tables.append(scheme.transition(times, anchors))
             else:
                 tables.append(scheme.weights(times, anchors, step))
-        description = schemes.describe(scheme)
         return cls(description, scheme.history_size, times, full_steps, tuple(tables))
 
     @property

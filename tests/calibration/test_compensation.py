@@ -31,6 +31,7 @@ from foca_dit.calibration.means import MeanFeatures, record_means
 from foca_dit.calibration.record import Trajectories, recording
 from foca_dit.cli.main import main
 from foca_dit.origin import Origin
+from foca_dit.plan import Plan
 
 STEPS = 10
 
@@ -243,6 +244,15 @@ def test_files_refuse_a_model_and_a_sampler_that_they_do_not_know(dit, tmp_path)
         (tmp_path / name).write_text(json.dumps(data))
         with pytest.raises(ValueError, match="calibrate again"):
             load_scheme(tmp_path / name)
+
+
+def test_a_calibrated_scheme_is_exported_as_its_base_and_factors_are_refused():
+    goc, tau = schemes.GOC(eta=0.8, inflection_steps=(2, 3, 5)), range(8)
+    plan = Plan.build(Calibrated(goc), Interval(3), tau)
+    assert Plan.from_json(plan.to_json()) == plan == Plan.build(goc, Interval(3), tau)
+    factors = {(0, 2, 3): torch.ones(1, 3)}
+    with pytest.raises(TypeError, match=r"'scheme': expected .* a plan cannot hold its factors"):
+        Plan.build(EOC(schemes.Reuse(), factors), Interval(3), tau)
 
 
 def test_factors_move_to_a_device_once():

@@ -53,6 +53,13 @@ class EOC(Calibrated):
         "Qiu et al., Accelerating Diffusion Transformer via Error-Optimized Cache, arXiv:2501.19243"
     )
 
+    @property
+    def described(self) -> Scheme:
+        raise TypeError(
+            "Plan.build: argument 'scheme': expected a scheme whose tables are all there is to it, "
+            "got eoc: a plan cannot hold its factors"
+        )
+
     def factor(
         self, feature: int, anchors: Sequence[int], step: int, device: Any = None
     ) -> torch.Tensor | None:
