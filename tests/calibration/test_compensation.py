@@ -30,6 +30,7 @@ from foca_dit.calibration.masks import layer_mask
 from foca_dit.calibration.means import MeanFeatures, record_means
 from foca_dit.calibration.record import Trajectories, recording
 from foca_dit.cli.main import main
+from foca_dit.clock import make_clock
 from foca_dit.origin import Origin
 from foca_dit.plan import Plan
 
@@ -253,6 +254,34 @@ def test_a_calibrated_scheme_is_exported_as_its_base_and_factors_are_refused():
     factors = {(0, 2, 3): torch.ones(1, 3)}
     with pytest.raises(TypeError, match=r"'scheme': expected .* a plan cannot hold its factors"):
         Plan.build(EOC(schemes.Reuse(), factors), Interval(3), tau)
+
+
+def test_forecasts_are_calibrated_in_the_time_of_the_run(dit, tmp_path):
+    """At granularity output the first forecast is that of the recorded predictions, by hand."""
+    base, calls = schemes.TaylorSeer(1), [drawing(dit, 1)]
+    eocs = {
+        time: calibrate_eoc(dit, base, Interval(3, 2), calls, calls, "output", time=time)[0]
+        for time in ("step", "log_snr")
+    }
+    sink = Trajectories()
+    with recording(dit, "output", sink) as state:
+        drawing(dit, 1)()
+        clock = make_clock("log_snr", state.levels)
+        tau = [clock(t, i) for i, t in enumerate(state.timesteps)]
+    x = next(iter(sink.stacked(STEPS)))[2]
+    for time, t in (("step", range(STEPS)), ("log_snr", tau)):
+        q = x[1] + (x[1] - x[0]) * (t[2] - t[1]) / (t[1] - t[0])
+        sums = _Sums()
+        sums.add(q, x[2])
+        expected = (1 + sums.prior("ratio", 1.0)).float()
+        torch.testing.assert_close(eocs[time].factors[0, 1, 2], expected)
+    save_eoc(eocs["log_snr"], tmp_path / "eoc.json", {})
+    scheme = load_scheme(tmp_path / "eoc.json")
+    assert FoCaCacheConfig(scheme=scheme, time="log_snr").resolve().scheme == scheme
+    with pytest.raises(ValueError, match="'time': expected 'log_snr', in which scheme 'eoc'"):
+        FoCaCacheConfig(scheme=scheme, time="step")
+    with pytest.raises(ValueError, match=r"'time': expected one of .*, got 'x'"):
+        calibrate_eoc(dit, base, Interval(3), calls, calls, time="x")
 
 
 def test_factors_move_to_a_device_once():

@@ -20,13 +20,15 @@ from typing import Any, ClassVar
 
 import torch
 
-from foca_dit import schemes
+from foca_dit import schemes, times
 from foca_dit.calibration.calibrated import ORIGIN, Calibrated, read_origin
 from foca_dit.calibration.record import Trajectories, recording
+from foca_dit.clock import make_clock
 from foca_dit.files import read_tensors, write_whole
 from foca_dit.origin import Origin
 from foca_dit.schedules import Schedule
 from foca_dit.schemes.base import Scheme
+from foca_dit.schemes.reuse import Reuse
 
 PRIORS = ("difference", "ratio")
 FORMAT = "foca-eoc"
@@ -43,15 +45,22 @@ class EOC(Calibrated):
         base: the scheme that forecasts.
         factors: `1 + eta T` [1, ...], float32, by (feature, latest anchor, step).
         made_for: what the priors were made on; None: anything.
+        time: the time variable that the base forecast in while they were made; another is refused.
+            None: any, as for a base that reads no times.
     """
 
     factors: Mapping[tuple[int, int, int], torch.Tensor] = field(repr=False)
+    time: str | None = field(default=None, kw_only=True)
     _moved: dict[Any, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     name: ClassVar[str] = "eoc"
     citation: ClassVar[str] = (
         "Qiu et al., Accelerating Diffusion Transformer via Error-Optimized Cache, arXiv:2501.19243"
     )
+
+    @property
+    def made_in(self) -> str | None:
+        return self.time
 
     @property
     def described(self) -> Scheme:
@@ -121,6 +130,7 @@ def calibrate_eoc(
     ridge: float = 1.0,
     scheduler: Any = None,
     done: Callable[[], Any] | None = None,
+    time: str = "step",
 ) -> tuple[EOC, dict[str, Any]]:
     """Makes the priors from some generations and judges them on others.
 
@@ -135,6 +145,8 @@ def calibrate_eoc(
         ridge: shrinks the ratio where a feature is small: in units of its mean square.
         scheduler: the sampler of the generations, so that others are refused; None: unknown.
         done: called after each generation.
+        time: the time variable that the base forecasts in, as in `FoCaCacheConfig`; the
+            configuration must name the same one, unless the base is `Reuse`.
 
     Returns:
         The scheme, and a report: how many (feature, step) pairs are corrected, and the calibration
@@ -143,6 +155,10 @@ def calibrate_eoc(
     if prior not in PRIORS:
         raise ValueError(
             f"calibrate_eoc: argument 'prior': expected one of {PRIORS}, got {prior!r}"
+        )
+    if time not in times.names():
+        raise ValueError(
+            f"calibrate_eoc: argument 'time': expected one of {times.names()}, got {time!r}"
         )
     if not make or not judge:
         raise ValueError("calibrate_eoc: expected generations to make priors from and to judge on")
@@ -155,12 +171,14 @@ def calibrate_eoc(
         with recording(model, granularity, sink) as state:
             generate()
             own, steps = state.timesteps, len(state.timesteps)
+            clock = make_clock(time, state.levels)
         if timesteps and own != timesteps:
             raise ValueError("calibrate_eoc: expected the same timesteps in all generations")
         timesteps = own
+        tau = [clock(timestep, step) for step, timestep in enumerate(own)]
         for _, feature, values in sink.stacked(steps):
             full = schedule.full_steps(steps, feature)
-            forecasts = schemes.run_reference(base, values, full)
+            forecasts = schemes.run_reference(base, values, full, tau)
             for step in range(steps):
                 if step not in full:
                     anchor = max(a for a in full if a < step)
@@ -190,7 +208,9 @@ def calibrate_eoc(
         "error_without": sum(e[0] for e in errors.values()),
         "error_with": sum(e[1] if key in kept else e[0] for key, e in errors.items()),
     }
-    return EOC(base, kept, made_for=Origin.of(model, granularity, scheduler, timesteps)), report
+    origin = Origin.of(model, granularity, scheduler, timesteps)
+    needed = None if isinstance(base, Reuse) else time
+    return EOC(base, kept, made_for=origin, time=needed), report
 
 
 def tensors_beside(path: Path) -> Path:
@@ -219,6 +239,7 @@ def save_eoc(scheme: EOC, path: Path, report: Mapping[str, Any]) -> None:
         "format": FORMAT,
         "base": schemes.describe(scheme.base),
         "factors": tensors.name,
+        "time": scheme.time,
         ORIGIN: None if scheme.made_for is None else scheme.made_for.as_dict(),
         "report": dict(report),
     }
@@ -232,4 +253,7 @@ def load_eoc(path: Path, data: Mapping[str, Any]) -> EOC:
     for name, tensor in named.items():
         feature, anchor, step = map(int, name.split("/"))
         factors[feature, anchor, step] = tensor
-    return EOC(schemes.build(data["base"]), factors, made_for=read_origin(data))
+    base = schemes.build(data["base"])
+    # Files without it were made in step indices.
+    time = data.get("time", None if isinstance(base, Reuse) else "step")
+    return EOC(base, factors, made_for=read_origin(data), time=time)

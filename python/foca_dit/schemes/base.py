@@ -112,6 +112,11 @@ class Scheme(ABC):
         """
         return self
 
+    @property
+    def made_in(self) -> str | None:
+        """The time variable that it was calibrated in and needs; None: it holds in any."""
+        return None
+
     def factor(self, feature: int, anchors: Sequence[int], step: int, device: Any = None) -> Any:
         """An elementwise factor of a forecast, beside the scalar weights.
 
