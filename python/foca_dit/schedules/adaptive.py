@@ -56,7 +56,7 @@ class Adaptive(Schedule):
             geometric moving average of curvatures takes this share of each new one.
         timesteps: the model's timesteps of the whole loop, for a model without a pipeline. Without
             them, and without a scheduler, steps are assumed to continue like the last one, down to
-            timestep 0.
+            timestep 0; so they are, with a warning, where the calls do not follow this list.
         reduce: called with the sums of squares, float32 [2], before they are read: where features
             are split over ranks, all-reduce them here, so that all ranks decide alike.
 
