@@ -16,6 +16,7 @@ from foca_dit.api import granularity_of, transformer_of
 from foca_dit.config import FoCaCacheConfig, checked
 from foca_dit.schedules import Schedule, StepMask
 from foca_dit.schemes.base import fault
+from foca_dit.tuned import TunedPlan
 
 if TYPE_CHECKING:
     from foca_dit.adapters.dry_run import Account
@@ -152,7 +153,7 @@ def plan_foca_cache(
 
     Raises:
         TypeError, ValueError: the model is not supported, or has a cache already, or cannot cache
-            at the granularity asked for.
+            at the granularity asked for, or `steps` is not that of a tuned plan.
 
     Example:
         >>> print(plan_foca_cache(model, {"hidden_states": x, "timestep": t, ...}, steps=28))
@@ -171,6 +172,9 @@ def plan_foca_cache(
     for name, value in (("steps", steps), ("branches", branches)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(fault("plan_foca_cache", name, "an integer >= 1", repr(value)))
+    if isinstance(config.plan, TunedPlan) and steps != config.plan.plan.num_steps:
+        expected = f"{config.plan.plan.num_steps}, for which the plan was tuned"
+        raise ValueError(fault("plan_foca_cache", "steps", expected, steps))
     chosen = granularity_of("plan_foca_cache", model, spec, config)
     empty, schedule = on_meta(model), settings.schedule
     if isinstance(schedule, StepMask):

@@ -183,6 +183,8 @@ def test_a_tuned_plan_is_planned():
     same = FoCaCacheConfig(scheme=Newton(order=2), granularity="module", cache_interval=3)
     assert (plan.full_steps, plan.granularity) == (4, "module")
     assert plan.nbytes == plan_foca_cache(model, _dit_inputs(), same, steps=12).nbytes
+    with pytest.raises(ValueError, match="'steps': expected 12, for which the plan was tuned, got"):
+        plan_foca_cache(model, _dit_inputs(), FoCaCacheConfig(plan=tuned), steps=28)
 
 
 def test_a_model_is_planned_itself_whatever_its_parts_are_called():
