@@ -17,12 +17,15 @@ from diffusers import (
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
 from foca_dit.analysis.metrics import psnr
 from foca_dit.analysis.sampling import sample
+from foca_dit.calibration.eoc import calibrate_eoc
 from foca_dit.calibration.fit import forecast_error
 from foca_dit.calibration.grams import record_grams
 from foca_dit.calibration.influence import model_influence, sampler_influence
 from foca_dit.calibration.record import Trajectories, recording
 from foca_dit.calibration.tune import Seeds, build_plan, measure, tune
 from foca_dit.plan import Plan
+from foca_dit.schedules import Interval
+from foca_dit.schemes import Reuse
 from foca_dit.tuned import TunedPlan
 
 STEPS = 12
@@ -86,6 +89,10 @@ def test_recording_refuses_generations_that_differ(dit):
         record_grams(dit, "stack", [lambda: drawing(dit)(1), lambda: short(1)])
     with pytest.raises(ValueError, match="expected at least one"):
         record_grams(dit, "stack", [])
+    with pytest.raises(ValueError, match="'generations': expected generations that run the model"):
+        record_grams(dit, "stack", [lambda: None])
+    with pytest.raises(ValueError, match="'make', 'judge': expected the same timesteps in all"):
+        calibrate_eoc(dit, Reuse(), Interval(2), [lambda: drawing(dit)(1)], [lambda: short(2)])
 
 
 def test_sampler_influence_is_the_step_in_sigma():

@@ -13,7 +13,7 @@ lowers the error on calibration samples that it was not made from.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ import torch
 
 from foca_dit import schemes, times
 from foca_dit.calibration.calibrated import ORIGIN, Calibrated, read_origin
-from foca_dit.calibration.record import Trajectories, recording
+from foca_dit.calibration.record import Recorded, recorded
 from foca_dit.clock import make_clock
 from foca_dit.files import read_tensors, write_whole
 from foca_dit.origin import Origin
@@ -164,41 +164,23 @@ def calibrate_eoc(
         raise ValueError("calibrate_eoc: expected generations to make priors from and to judge on")
     sums: dict[tuple[int, int, int], _Sums] = {}
     timesteps: tuple[float, ...] = ()
-
-    def visit(generate: Callable[[], Any], use: Callable[..., None]) -> None:
-        nonlocal timesteps
-        sink = Trajectories()
-        with recording(model, granularity, sink) as state:
-            generate()
-            own, steps = state.timesteps, len(state.timesteps)
-            clock = make_clock(time, state.levels)
-        if timesteps and own != timesteps:
-            raise ValueError("calibrate_eoc: expected the same timesteps in all generations")
-        timesteps = own
-        tau = [clock(timestep, step) for step, timestep in enumerate(own)]
-        for _, feature, values in sink.stacked(steps):
-            full = schedule.full_steps(steps, feature)
-            forecasts = schemes.run_reference(base, values, full, tau)
-            for step in range(steps):
-                if step not in full:
-                    anchor = max(a for a in full if a < step)
-                    use((feature, anchor, step), forecasts[step], values[step])
-        if done is not None:
-            done()
-
-    for generate in make:
-        visit(generate, lambda key, q, f: sums.setdefault(key, _Sums()).add(q, f))
-    factors = {key: 1 + eta * s.prior(prior, ridge) for key, s in sums.items()}
-    sums.clear()
     errors: dict[tuple[int, int, int], tuple[float, float]] = {}
-
-    def note(key: tuple[int, int, int], q: torch.Tensor, f: torch.Tensor) -> None:
-        before, after = judged(q, f, factors[key])
-        known = errors.get(key, (0.0, 0.0))
-        errors[key] = (known[0] + before, known[1] + after)
-
-    for generate in judge:
-        visit(generate, note)
+    factors: dict[tuple[int, int, int], torch.Tensor] = {}
+    everything = recorded(
+        "calibrate_eoc: arguments 'make', 'judge'", model, granularity, [*make, *judge], done
+    )
+    for number, one in enumerate(everything):
+        timesteps = one.timesteps
+        if number == len(make):
+            factors = {key: 1 + eta * s.prior(prior, ridge) for key, s in sums.items()}
+            sums.clear()
+        for key, forecast, feature in _forecasts(one, base, schedule, time):
+            if number < len(make):
+                sums.setdefault(key, _Sums()).add(forecast, feature)
+            else:
+                before, after = judged(forecast, feature, factors[key])
+                known = errors.get(key, (0.0, 0.0))
+                errors[key] = (known[0] + before, known[1] + after)
     kept = {key: value.float() for key, value in factors.items() if errors[key][1] < errors[key][0]}
     report = {
         "prior": prior,
@@ -211,6 +193,21 @@ def calibrate_eoc(
     origin = Origin.of(model, granularity, scheduler, timesteps)
     needed = None if isinstance(base, Reuse) else time
     return EOC(base, kept, made_for=origin, time=needed), report
+
+
+def _forecasts(
+    one: Recorded, base: Scheme, schedule: Schedule, time: str
+) -> Iterator[tuple[tuple[int, int, int], torch.Tensor, torch.Tensor]]:
+    """((feature, latest anchor, step), forecast, true value) of every skipped step."""
+    clock, steps = make_clock(time, one.levels), len(one.timesteps)
+    tau = [clock(timestep, step) for step, timestep in enumerate(one.timesteps)]
+    for _, feature, values in one.features():
+        full = schedule.full_steps(steps, feature)
+        forecasts = schemes.run_reference(base, values, full, tau)
+        for step in range(steps):
+            if step not in full:
+                anchor = max(a for a in full if a < step)
+                yield (feature, anchor, step), forecasts[step], values[step]
 
 
 def tensors_beside(path: Path) -> Path:
