@@ -133,8 +133,12 @@ class FoCaCacheConfig:
         _choice("cuda_graph", self.cuda_graph, (False, True))
         if isinstance(self.plan, TunedPlan):
             return self._planned(self.plan)
+        scheme = self._scheme(preset["scheme"])
+        if scheme.made_in not in (None, time):
+            expected = f"{scheme.made_in!r}, in which scheme '{scheme.name}' was calibrated"
+            raise ValueError(_fault("time", expected, time))
         return Settings(
-            scheme=self._scheme(preset["scheme"]),
+            scheme=scheme,
             schedule=self._schedule(preset["schedule"]),
             granularity=granularity,
             time=time,

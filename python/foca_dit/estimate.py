@@ -13,8 +13,9 @@ import torch
 
 from foca_dit.api import granularity_of, transformer_of
 from foca_dit.config import FoCaCacheConfig, checked
-from foca_dit.schedules import StepMask
+from foca_dit.schedules import Schedule, StepMask
 from foca_dit.schemes.base import fault
+from foca_dit.tuned import TunedPlan
 
 if TYPE_CHECKING:
     from foca_dit.adapters.dry_run import Account
@@ -139,6 +140,9 @@ def plan_foca_cache(
     The model goes through a full and a skipped step on the meta device, in a copy without storage:
     any size of model and request will do, and no GPU is touched.
 
+    Of a model alone the second step counts as computed, as a run does it where neither a scheduler
+    nor names of branches tell one generation from the next.
+
     Args:
         model_or_pipeline: a supported transformer, on any device, or a pipeline that has one.
         inputs: the arguments of one call of the transformer; tensors are taken for their shapes
@@ -149,7 +153,7 @@ def plan_foca_cache(
 
     Raises:
         TypeError, ValueError: the model is not supported, or has a cache already, or cannot cache
-            at the granularity asked for.
+            at the granularity asked for, or `steps` is not that of a tuned plan.
 
     Example:
         >>> print(plan_foca_cache(model, {"hidden_states": x, "timestep": t, ...}, steps=28))
@@ -158,7 +162,7 @@ def plan_foca_cache(
     from foca_dit.adapters.hooks import find_hook
     from foca_dit.adapters.models import find_spec
 
-    model, _ = transformer_of("plan_foca_cache", model_or_pipeline)
+    model, scheduler = transformer_of("plan_foca_cache", model_or_pipeline)
     config = checked(config, "plan_foca_cache")
     settings, spec = config.resolve(), find_spec(model)
     if find_hook(model) is not None:
@@ -168,10 +172,13 @@ def plan_foca_cache(
     for name, value in (("steps", steps), ("branches", branches)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(fault("plan_foca_cache", name, "an integer >= 1", repr(value)))
+    if isinstance(config.plan, TunedPlan) and steps != config.plan.plan.num_steps:
+        expected = f"{config.plan.plan.num_steps}, for which the plan was tuned"
+        raise ValueError(fault("plan_foca_cache", "steps", expected, steps))
     chosen = granularity_of("plan_foca_cache", model, spec, config)
-    empty, schedule = on_meta(model), settings.schedule
+    empty, schedule, alone = on_meta(model), settings.schedule, scheduler is None
     if isinstance(schedule, StepMask):
-        full, one = _masked(empty, spec, chosen, inputs, config, schedule, steps)
+        full, one = _masked(empty, spec, chosen, inputs, config, schedule, steps, alone)
         return CacheEstimate(type(model).__name__, steps, full, (one,), chosen, branches)
     names = [g for g in spec.granularities if g == chosen or _fits(empty, spec, g)]
     counted = accounts(empty, spec, names, inputs, config)
@@ -179,8 +186,19 @@ def plan_foca_cache(
         budget = getattr(schedule, "budget", None)
         known = None if budget is None else min(budget, steps)
     else:
-        known = len(schedule.full_steps(steps))
+        known = len(_computed(schedule, steps, alone))
     return CacheEstimate(type(model).__name__, steps, known, counted, chosen, branches)
+
+
+def _computed(schedule: Schedule, steps: int, alone: bool, feature: int = 0) -> list[int]:
+    """The full steps of a run; with a model alone the second one, whatever the schedule says."""
+    anchors: list[int] = []
+    due = 0
+    for step in range(steps):
+        if step >= due or (alone and step == 1):
+            anchors.append(step)
+            due = schedule.next_full(anchors, feature)
+    return anchors
 
 
 def _fits(model: torch.nn.Module, spec: ModelSpec, granularity: str) -> bool:
@@ -202,13 +220,14 @@ def _masked(
     config: FoCaCacheConfig,
     schedule: StepMask,
     steps: int,
+    alone: bool,
 ) -> tuple[int, Account]:
     """Full steps and account under a schedule that names single features, at one granularity."""
     from foca_dit.adapters.dry_run import accounts
 
     (plain,) = accounts(model, spec, [granularity], inputs, config)
     schedule.check("plan_foca_cache", plain.features, granularity)
-    full_steps = [set(schedule.full_steps(steps, f)) for f in range(plain.features)]
+    full_steps = [set(_computed(schedule, steps, alone, f)) for f in range(plain.features)]
     due = [frozenset(f for f, s in enumerate(full_steps) if step in s) for step in range(steps)]
     mixed = [some for some in due if 0 < len(some) < plain.features]
     full = sum(len(some) == plain.features for some in due)

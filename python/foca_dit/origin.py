@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from foca_dit.clock import Clock
+from foca_dit.files import is_finite_number
 
 # bfloat16 keeps 8 bits: a timestep or a weight that went through it is off by 2^-9 at most.
 HALF_PRECISION = 2.0**-8
@@ -153,17 +154,13 @@ class Origin:
             raise ValueError(f"expected an object with {sorted(names)}")
         values = dict(data)
         for name in ("timesteps", "probe"):
-            if not isinstance(values[name], list) or not all(map(_is_number, values[name])):
+            if not isinstance(values[name], list) or not all(map(is_finite_number, values[name])):
                 raise ValueError(f"'{name}': expected a list of finite numbers")
             values[name] = tuple(float(value) for value in values[name])
         for name in names - {"timesteps", "probe"}:
             if not isinstance(values[name], str):
                 raise ValueError(f"'{name}': expected a string, got {values[name]!r}")
         return cls(**values)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _probe(model: Any) -> tuple[float, ...]:

@@ -8,7 +8,6 @@ is described in docs/plan-format.md. (`foca_dit.tuned` holds plans fitted to one
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from foca_dit import schemes
+from foca_dit.files import is_finite_number
 from foca_dit.schedules import Schedule
 from foca_dit.schemes.base import Scheme, Table, check_monotone, fault, require_int
 
@@ -88,8 +88,10 @@ class Plan:
             feature: The feature that the schedule is asked for.
 
         Raises:
-            TypeError, ValueError: The times are not monotone, or the schedule is adaptive.
+            TypeError, ValueError: The times are not monotone, the schedule is adaptive, or the
+                scheme multiplies forecasts by factors (EOC), which a plan cannot hold.
         """
+        description = schemes.describe(scheme.described)
         times = tuple(float(t) for t in tau)
         full_steps = schedule.full_steps(len(times), feature)
         tables: list[Table] = []
@@ -100,7 +102,6 @@ class Plan:
                 tables.append(scheme.transition(times, anchors))
             else:
                 tables.append(scheme.weights(times, anchors, step))
-        description = schemes.describe(scheme)
         return cls(description, scheme.history_size, times, full_steps, tuple(tables))
 
     @property
@@ -205,6 +206,6 @@ def _numbers(name: str, value: object) -> list[float]:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not is_finite_number(value):
         raise ValueError(fault("Plan.from_json", name, "finite numbers", repr(value)))
     return float(value)

@@ -93,7 +93,7 @@ class CacheState:
         self._latest: tuple[float | None, float | None] = (None, None)
         self._decision: tuple[Trajectory, tuple[int, ...], Decision] | None = None
         self._generation = Generation(self.stats)
-        self._warned = False
+        self._warned = self._misfit_said = False
         self._family = _Family()
 
     def sibling(self) -> CacheState:
@@ -108,7 +108,7 @@ class CacheState:
         other.__dict__.update(self.__dict__)
         other.stats = CacheStats()
         other._generation, other._family = Generation(other.stats), _Family()
-        other._warned = False
+        other._warned = other._misfit_said = False
         other._forget_all()
         return other
 
@@ -313,7 +313,22 @@ class CacheState:
                 return
         timesteps = getattr(self.settings.schedule, "timesteps", None)
         outlook = branch.look_ahead(timesteps)
+        if timesteps and outlook.assumed:
+            self._say_misfit(timesteps, branch.trajectory)
         self._decision = branch.trajectory, anchors, branch.histories.decide(outlook)
+
+    def _say_misfit(self, timesteps: Sequence[float], trajectory: Trajectory) -> None:
+        """Warns, once, that the schedule's own timesteps are not those of the loop."""
+        if self._misfit_said:
+            return
+        self._misfit_said = True
+        warnings.warn(
+            f"foca_dit: the schedule's argument 'timesteps': expected those of the loop, got "
+            f"{_ends(timesteps)}, and calls at {_ends(trajectory.timesteps)}: the steps to come "
+            "are assumed to continue like the last one. This is said once",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
     def _named(self, branch: str, timestep: float) -> str:
         """The branch of a call that names one: a second evaluation has histories of its own."""
@@ -408,3 +423,9 @@ class CacheState:
         histories = FeatureHistories(self.settings, self.features, self.stats)
         pace = make_clock(times.paced(time), self.levels)
         return Branch(Trajectory(clock, self._restartable), histories, self.timetable, pace, timed)
+
+
+def _ends(timesteps: Sequence[float]) -> str:
+    """A list of timesteps, shortened to its ends."""
+    shown = [f"{t:g}" for t in timesteps]
+    return ", ".join(shown if len(shown) < 5 else [*shown[:2], "..", *shown[-2:]])

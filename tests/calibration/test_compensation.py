@@ -30,7 +30,9 @@ from foca_dit.calibration.masks import layer_mask
 from foca_dit.calibration.means import MeanFeatures, record_means
 from foca_dit.calibration.record import Trajectories, recording
 from foca_dit.cli.main import main
+from foca_dit.clock import make_clock
 from foca_dit.origin import Origin
+from foca_dit.plan import Plan
 
 STEPS = 10
 
@@ -186,6 +188,10 @@ def test_files_read_back_as_written(dit, tmp_path):
     assert set(again.factors) == set(eoc.factors)
     assert all(torch.equal(again.factors[k], eoc.factors[k]) for k in eoc.factors)
     assert {f.suffix for f in tmp_path.iterdir()} == {".json", ".safetensors"}
+    tensors = tmp_path / "eoc.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"load_scheme .*{tensors}: expected a safetensors file"):
+        load_scheme(tmp_path / "eoc.json")
     (tmp_path / "other.json").write_text('{"format": "x"}')
     with pytest.raises(ValueError, match="expected the format 'foca-goc' or 'foca-eoc', got 'x'"):
         load_scheme(tmp_path / "other.json")
@@ -239,6 +245,43 @@ def test_files_refuse_a_model_and_a_sampler_that_they_do_not_know(dit, tmp_path)
         (tmp_path / name).write_text(json.dumps(data))
         with pytest.raises(ValueError, match="calibrate again"):
             load_scheme(tmp_path / name)
+
+
+def test_a_calibrated_scheme_is_exported_as_its_base_and_factors_are_refused():
+    goc, tau = schemes.GOC(eta=0.8, inflection_steps=(2, 3, 5)), range(8)
+    plan = Plan.build(Calibrated(goc), Interval(3), tau)
+    assert Plan.from_json(plan.to_json()) == plan == Plan.build(goc, Interval(3), tau)
+    factors = {(0, 2, 3): torch.ones(1, 3)}
+    with pytest.raises(TypeError, match=r"'scheme': expected .* a plan cannot hold its factors"):
+        Plan.build(EOC(schemes.Reuse(), factors), Interval(3), tau)
+
+
+def test_forecasts_are_calibrated_in_the_time_of_the_run(dit, tmp_path):
+    """At granularity output the first forecast is that of the recorded predictions, by hand."""
+    base, calls = schemes.TaylorSeer(1), [drawing(dit, 1)]
+    eocs = {
+        time: calibrate_eoc(dit, base, Interval(3, 2), calls, calls, "output", time=time)[0]
+        for time in ("step", "log_snr")
+    }
+    sink = Trajectories()
+    with recording(dit, "output", sink) as state:
+        drawing(dit, 1)()
+        clock = make_clock("log_snr", state.levels)
+        tau = [clock(t, i) for i, t in enumerate(state.timesteps)]
+    x = next(iter(sink.stacked(STEPS)))[2]
+    for time, t in (("step", range(STEPS)), ("log_snr", tau)):
+        q = x[1] + (x[1] - x[0]) * (t[2] - t[1]) / (t[1] - t[0])
+        sums = _Sums()
+        sums.add(q, x[2])
+        expected = (1 + sums.prior("ratio", 1.0)).float()
+        torch.testing.assert_close(eocs[time].factors[0, 1, 2], expected)
+    save_eoc(eocs["log_snr"], tmp_path / "eoc.json", {})
+    scheme = load_scheme(tmp_path / "eoc.json")
+    assert FoCaCacheConfig(scheme=scheme, time="log_snr").resolve().scheme == scheme
+    with pytest.raises(ValueError, match="'time': expected 'log_snr', in which scheme 'eoc'"):
+        FoCaCacheConfig(scheme=scheme, time="step")
+    with pytest.raises(ValueError, match=r"'time': expected one of .*, got 'x'"):
+        calibrate_eoc(dit, base, Interval(3), calls, calls, time="x")
 
 
 def test_factors_move_to_a_device_once():

@@ -17,12 +17,15 @@ from diffusers import (
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
 from foca_dit.analysis.metrics import psnr
 from foca_dit.analysis.sampling import sample
+from foca_dit.calibration.eoc import calibrate_eoc
 from foca_dit.calibration.fit import forecast_error
 from foca_dit.calibration.grams import record_grams
 from foca_dit.calibration.influence import model_influence, sampler_influence
 from foca_dit.calibration.record import Trajectories, recording
 from foca_dit.calibration.tune import Seeds, build_plan, measure, tune
 from foca_dit.plan import Plan
+from foca_dit.schedules import Interval
+from foca_dit.schemes import Reuse
 from foca_dit.tuned import TunedPlan
 
 STEPS = 12
@@ -86,6 +89,10 @@ def test_recording_refuses_generations_that_differ(dit):
         record_grams(dit, "stack", [lambda: drawing(dit)(1), lambda: short(1)])
     with pytest.raises(ValueError, match="expected at least one"):
         record_grams(dit, "stack", [])
+    with pytest.raises(ValueError, match="'generations': expected generations that run the model"):
+        record_grams(dit, "stack", [lambda: None])
+    with pytest.raises(ValueError, match="'make', 'judge': expected the same timesteps in all"):
+        calibrate_eoc(dit, Reuse(), Interval(2), [lambda: drawing(dit)(1)], [lambda: short(2)])
 
 
 def test_sampler_influence_is_the_step_in_sigma():
@@ -153,6 +160,24 @@ def test_a_tuned_plan_runs_as_placed_and_beats_reuse(dit, plan, tmp_path):
         decibels[name] = psnr(images, full)
     assert decibels["plan"] > decibels["reuse"]
     assert plan.report["check_psnr"] == pytest.approx(decibels["plan"], abs=4)
+
+
+def test_images_equal_to_the_full_run_can_be_written(dit, tmp_path):
+    """Their PSNR is infinite, and JSON has no infinity."""
+    draw, still = drawing(dit), torch.zeros(1, 4, 8, 8)
+
+    def indifferent(seed):
+        draw(seed)
+        return still
+
+    measured = measure(dit, FlowMatchEulerDiscreteScheduler(), draw, "stack", [1], probes=0)
+    plan = tune(dit, indifferent, measured, budget=4, seeds=Seeds([1], [2], [3]))
+    plan.save(tmp_path / "plan.json")
+    report = TunedPlan.load(tmp_path / "plan.json").report
+    assert report["check_psnr"] is None
+    assert {placed["psnr"] for placed in report["placements"].values()} == {None}
+    with pytest.raises(ValueError, match=r"'budget': expected from 2 to 11 full steps \(of 12\)"):
+        tune(dit, draw, measured, budget=12, seeds=Seeds([1], [2], [3]))
 
 
 def test_forecasts_of_a_plan_are_the_fitted_combinations(dit, plan):

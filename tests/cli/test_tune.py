@@ -8,12 +8,23 @@ import pytest
 import torch
 from PIL import Image
 
-from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
+from foca_dit import (
+    FoCaCacheConfig,
+    apply_foca_cache,
+    foca_cache_stats,
+    remove_foca_cache,
+    schemes,
+)
 from foca_dit.analysis.metrics import psnr
 from foca_dit.cli.chart import Chart, log_ticks, stack, ticks
 from foca_dit.cli.main import main
 from foca_dit.cli.tradeoff import has_cache_dit, measure_rivals
+from foca_dit.cli.tune import table
 from foca_dit.evaluation.trained import drawing, load
+from foca_dit.origin import Origin
+from foca_dit.plan import Plan
+from foca_dit.schedules import FullSteps
+from foca_dit.tuned import TunedPlan
 
 WEIGHTS = Path(__file__).parents[2] / "examples/fashion_dit/weights"
 QUICK = ["--quick", "--samples", "2", "--steps", "20"]
@@ -84,7 +95,12 @@ def test_an_interrupted_run_goes_on(tmp_path, capsys, monkeypatch):
         ([str(WEIGHTS), "--samples", "0"], "--samples: expected at least 1, got 0"),
         ([str(WEIGHTS), "--steps", "2"], "--steps: expected at least 3, got 2"),
         ([str(WEIGHTS), "--budget", "1"], "--budget: expected at least 2, got 1"),
-        ([str(WEIGHTS), "--budget", "60"], "--budget: expected at most --steps 50, got 60"),
+        ([str(WEIGHTS), "--budget", "60"], "--budget: expected fewer than --steps 50, got 60"),
+        ([str(WEIGHTS), "--budget", "9", "50"], "--budget: expected fewer than --steps 50, got 50"),
+        ([str(WEIGHTS), "--out", "."], "--out: expected the name of a file, got the folder ."),
+        ([str(WEIGHTS), "--out", str(WEIGHTS)], "--out: expected the name of a file, got the"),
+        ([str(WEIGHTS), "--draw", "/nowhere/a.png"], "--draw: expected a folder that exists"),
+        ([str(WEIGHTS), "--draw", "a.svg"], "--draw: expected a picture's name to end in .png"),
         ([str(WEIGHTS), "--out", "/nowhere/p.json"], "--out: expected a folder that exists"),
     ],
 )
@@ -93,6 +109,39 @@ def test_bad_input_is_one_clear_line(arguments, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_plans_are_refused_where_one_of_several_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "p-4.json").mkdir()
+    out = ["--budget", "3", "4", "--out", str(tmp_path / "p.json")]
+    assert main(["tune", str(WEIGHTS), *QUICK, *out]) == 2
+    assert "p-4.json" in capsys.readouterr().err
+    assert [f.name for f in tmp_path.iterdir()] == ["p-4.json"]
+
+
+def test_another_model_is_told_how_to_go_on(tmp_path, capsys):
+    argv = ["tune", "--quick", "--samples", "1", "--steps", "4", "--budget", "3"]
+    argv += ["--out", str(tmp_path / "plan.json")]
+    assert main([*argv, str(WEIGHTS)]) == 0
+    file = tmp_path / "plan.recording.json"
+    data = json.loads(file.read_text())
+    data["measured_on"]["probe"] = [2 * x for x in data["measured_on"]["probe"]]
+    file.write_text(json.dumps(data))
+    capsys.readouterr()
+    assert main([*argv, str(WEIGHTS)]) == 2
+    error = capsys.readouterr().err
+    assert "plan.recording.json: expected a recording of this model" in error
+    assert "--fresh" in error
+    assert "another --out" in error
+    assert "other weights" in error
+
+
+def test_equal_images_have_no_decibels_in_the_table():
+    tables = Plan.build(schemes.Reuse(), FullSteps([0, 1]), [0.0, 1.0, 2.0])
+    origin = Origin("x", "stack", "", (3.0, 2.0, 1.0), "", ())
+    report = {"budget": 2, "check_psnr": None, "chosen": "even"}
+    shown = table([TunedPlan(tables, origin, report)]).splitlines()[-1].split()
+    assert shown == ["2", "-", "even", "0,", "1"]
 
 
 def test_rivals_are_measured_at_their_full_steps():

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,6 +244,75 @@ def test_prompts_are_read_in_every_form(tmp_path):
     (tmp_path / "b.csv").write_text("text\none\n")
     with pytest.raises(ValueError, match="expected prompts"):
         paper_job.read_prompts(tmp_path / "b.csv")
+
+
+def test_json_that_is_no_list_of_prompts_is_refused(tmp_path):
+    file = tmp_path / "a.json"
+    for text, message in (
+        ('{"prompt": "one", "seed": "two"}', "a JSON list, got dict"),
+        ('["one", 2]', "strings, or objects with 'prompt' or 'prompt_en', got 2"),
+        ("[", "a.json: expected JSON"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            paper_job.read_prompts(file)
+
+
+def test_long_prompts_have_files_of_their_own(tmp_path):
+    long = "a cat " * 40
+    assert paper_job.file_name("a/cat") == "a_cat"
+    assert len(paper_job.file_name(long + "sits")) == 180
+    job = paper_job.Job(TABLES[2], tmp_path, (long + "sits", long + "stands"))
+    assert len({item.name for item in job.items}) == 2
+
+
+DRAWBENCH = paper_job.Job(TABLES[1], Path("out"), ("a cat", "a dog"), dtype="bfloat16")
+DRAWN = paper_job.Job(TABLES[4], Path("out"), images=(Path("x/a.png"),), upsampler=Path("own.py"))
+
+
+@pytest.mark.parametrize(
+    ("job", "change"),
+    [
+        (DRAWBENCH, {"model": "another"}),
+        (DRAWBENCH, {"dtype": "float32"}),
+        (DRAWBENCH, {"prompts": ("a cat", "a fox")}),
+        (DRAWBENCH, {"samples": 2, "limit": 1}),
+        (DRAWN, {"images": (Path("x/b.png"),)}),
+        (DRAWN, {"upsampler": Path("other.py")}),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else f"table {x.table.number}",
+)
+def test_samples_of_other_settings_are_refused(job, change, tmp_path):
+    """Their files have the same names, and would be taken for those asked for."""
+    file = tmp_path / "rows.json"
+    paper_run.PaperResults(file, job.settings()).begin(job.table)  # no row is complete yet
+    paper_run.PaperResults(file, job.settings())
+    with pytest.raises(ValueError, match="rows of other settings"):
+        paper_run.PaperResults(file, dataclasses.replace(job, **change).settings())
+
+
+def test_real_images_may_be_named_later_but_not_exchanged(tmp_path):
+    file = tmp_path / "rows.json"
+    job = paper_job.Job(TABLES[3], tmp_path, limit=2)
+    one, two = (dataclasses.replace(job, real=tmp_path / name) for name in ("one", "two"))
+    for asked in (job, one, job):
+        results = paper_run.PaperResults(file, asked.settings())
+        results.begin(job.table)
+    assert results.settings["real"] == str(tmp_path / "one")
+    with pytest.raises(ValueError, match="rows of other settings"):
+        paper_run.PaperResults(file, two.settings())
+
+
+def test_settings_are_written_before_anything_is_drawn(tmp_path):
+    def cut(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    job = paper_job.Job(dataclasses.replace(TABLES[1], metrics=()), tmp_path, ("a cat",))
+    rows = [row for row in job.table.rows if row.method == "22% steps"]
+    with pytest.raises(KeyboardInterrupt):
+        paper_run.run(job, cut, rows)
+    with pytest.raises(ValueError, match="rows of other settings"):
+        paper_run.run(dataclasses.replace(job, model="another"), cut, rows)
 
 
 def test_what_cannot_run_is_said_before_anything_is_drawn(tmp_path, capsys):

@@ -109,8 +109,14 @@ def test_rows_of_another_model_are_refused(dit, tmp_path):
     with pytest.raises(ValueError, match="rows of another model"):
         suite.Results(file, "two")
     assert suite.Results(file, "two", fresh=True).rows == []
-    file.write_text("[]")
-    with pytest.raises(ValueError, match="to be a file of `foca-dit eval`"):
+    for other in ("[]", '{"format": "foca-eval"}', '{"format": "foca-eval", "model": "one"}'):
+        file.write_text(other)
+        with pytest.raises(ValueError, match="to be a file of `foca-dit eval`"):
+            suite.Results(file, "one")
+    file.unlink()
+    moments = tmp_path / "rows.moments.safetensors"
+    moments.write_bytes(b"cut")
+    with pytest.raises(ValueError, match=f"{moments}: expected a safetensors file, got"):
         suite.Results(file, "one")
 
 
@@ -216,6 +222,18 @@ def test_fid_is_that_of_all_seeds_together(shipped, tmp_path, monkeypatch):
     assert suite.Results(file, "model", fresh=True).moments.tensors == {}
 
 
+def test_seeds_that_come_later_are_pooled_with_the_first(shipped, tmp_path):
+    from foca_dit.cli.demo import load
+
+    judge, (model, _) = load_judge(shipped), load(shipped / "weights")
+    fewer = suite.choose(["fewer"])
+    for seeds in ((0,), (0, 1)):
+        plan = suite.Selection((2,), 2, seeds, steps=3, rivals=fewer)
+        suite.run(Trained(model), plan, suite.Results(tmp_path / "rows.json", "model"), judge)
+        pooled = suite.read(tmp_path / "rows.json")["pooled"]
+        assert [row["seeds"] for row in pooled] == [[0, 1]] * (2 if len(seeds) > 1 else 0)
+
+
 def test_a_judge_that_is_not_there_is_said_so(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"classifier\.py"):
         load_judge(tmp_path)
@@ -271,3 +289,13 @@ def test_fid_over_full_steps_is_drawn_and_tabulated(tmp_path):
     assert tables.distances(only, [])["few"] == {9: [3.0, 3.0]}
     write_picture(picture(only, []), tmp_path / "fid.png")
     assert Image.open(tmp_path / "fid.png").size == (760, 420)
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_fid_is_drawn_without_a_shift_and_without_rivals(judged):
+    from foca_dit.cli.distance import picture
+
+    setting = {"shift": None, "steps": 50, "images": 500, "guidance_scale": 1.0, "seed": 0}
+    rows = [{**setting, "row": suite.FULL, "budget": 50, "classifier_fid": 2.0}]
+    rows += [{**setting, "row": "few", "budget": 9} | ({"classifier_fid": 3.0} if judged else {})]
+    assert picture(rows, []).size == (760, 420)

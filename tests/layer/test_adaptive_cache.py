@@ -65,6 +65,23 @@ def test_a_generation_may_leave_inference_mode_part_way(granularity):
     assert foca_cache_stats(mixed)["full_steps"] == foca_cache_stats(alone)["full_steps"]
 
 
+@pytest.mark.parametrize("start", [0, 3])
+def test_timesteps_that_the_loop_does_not_follow_are_said_once(start, recwarn):
+    given = [900.0 - 90 * step for step in range(10)]
+    config = FoCaCacheConfig(schedule=Adaptive(budget=5, timesteps=given), granularity="output")
+    model = apply_foca_cache(tiny_dit(), config)
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for t in given[start:] * 2:  # a loop may begin part-way
+        call(model, t, x)
+    assert not recwarn.list
+    for t in [*range(900, 0, -100)] * 2:
+        call(model, float(t), x)
+    (said,) = recwarn.list
+    assert said.category is RuntimeWarning
+    assert "'timesteps': expected those of the loop, got 900, 810, .., 180, 90" in str(said.message)
+    assert "calls at 900, 800: " in str(said.message)
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("limit", [{"tol": 0.3}, {"budget": 7}])
 def test_a_replay_from_a_file_is_equal_bit_for_bit(granularity, limit, tmp_path):

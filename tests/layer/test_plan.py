@@ -160,6 +160,20 @@ def test_a_mask_is_planned_step_by_step(name):
         plan_foca_cache(case.model(), inputs, replace(config, granularity="stack"))
 
 
+def test_the_second_step_of_a_run_is_counted():
+    """A run computes it whatever the schedule says, and an interval begins anew there."""
+    mask = np.ones((12, 6), dtype=bool)
+    mask[1:8] = False
+    for schedule, full in ((Interval(3, warmup=1), 5), (FullSteps([0, 4, 8]), 4), (mask, 6)):
+        schedule = StepMask(schedule) if isinstance(schedule, np.ndarray) else schedule
+        config = FoCaCacheConfig(schedule=schedule, granularity="module")
+        model = tiny_dit()
+        plan = plan_foca_cache(model, _dit_inputs(), config, steps=12)
+        apply_foca_cache(model, config)
+        draw(model, steps=12)
+        assert plan.full_steps == foca_cache_stats(model)["full_steps"] == full
+
+
 def test_a_tuned_plan_is_planned():
     model = tiny_dit()
     tables = Plan.build(Newton(order=2), FullSteps([0, 1, 4, 8]), [float(i) for i in range(12)])
@@ -169,6 +183,8 @@ def test_a_tuned_plan_is_planned():
     same = FoCaCacheConfig(scheme=Newton(order=2), granularity="module", cache_interval=3)
     assert (plan.full_steps, plan.granularity) == (4, "module")
     assert plan.nbytes == plan_foca_cache(model, _dit_inputs(), same, steps=12).nbytes
+    with pytest.raises(ValueError, match="'steps': expected 12, for which the plan was tuned, got"):
+        plan_foca_cache(model, _dit_inputs(), FoCaCacheConfig(plan=tuned), steps=28)
 
 
 def test_a_model_is_planned_itself_whatever_its_parts_are_called():

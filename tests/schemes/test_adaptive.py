@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from foca_dit import schemes
@@ -184,10 +184,8 @@ def test_a_single_step_and_the_last_one():
     outlook = Outlook((0.0,), (1.0,))
     for rule in (Adaptive(tol=0.1, first=1), Adaptive(budget=1, first=1)):
         assert rule.decide(Situation([0], [1.0], outlook)).next_full >= 1
-    assert (
-        Adaptive(budget=2).decide(Situation([0, 1], [1.0, 0.1], Outlook((0.0, 1.0), (1, 1))))
-        is not None
-    )
+    both = Situation([0, 1], [1.0, 0.1], Outlook((0.0, 1.0), (1, 1)))
+    assert Adaptive(budget=2).decide(both).next_full == NEVER
     outlook = Outlook((0.0, 1.0, 2.0, 3.0), (1.0,) * 4)
     assert (
         Adaptive(tol=9.0).decide(Situation([0, 1, 2], [1, 0.1, 0.01], outlook)).next_full == NEVER
@@ -202,13 +200,21 @@ def test_without_an_outlook_nothing_is_skipped():
 
 @given(
     st.lists(st.floats(0, 10) | st.just(math.nan) | st.just(math.inf), min_size=50, max_size=50),
-    st.integers(2, 50),
+    st.integers(0, 48),
     st.integers(1, 6),
+    st.integers(0, 10),
+    st.none() | st.integers(40, 60),
 )
-def test_whatever_is_measured_a_budget_is_kept_and_steps_go_forward(defects, budget, min_gap):
+@example([0.0] * 50, 0, 1, 2, None)
+@example([0.0] * 50, 1, 2, 2, 45)
+def test_whatever_is_measured_a_budget_is_kept_and_steps_go_forward(
+    defects, free, min_gap, last, tail
+):
     tau = tuple(np.linspace(-5, 5, 50))
     outlook = Outlook(tau, tuple(np.linspace(1, 0, 50)))
-    rule = Adaptive(budget=budget, min_gap=min_gap)
+    end = min(50 - last, 50 if tail is None else tail)
+    budget = 2 + free + 50 - end  # at the start, wherever it is best, at the end
+    rule = Adaptive(budget=budget, min_gap=min_gap, last=last, tail=tail)
     anchors = [0]
     while True:
         decision = rule.decide(Situation(anchors, defects[: len(anchors)], outlook))
@@ -218,6 +224,18 @@ def test_whatever_is_measured_a_budget_is_kept_and_steps_go_forward(defects, bud
         anchors.append(decision.next_full)
     finite = all(map(math.isfinite, defects[: len(anchors)]))
     assert len(anchors) <= budget or not finite
+    assert set(range(end, 50)) <= set(anchors)
+
+
+@pytest.mark.parametrize(
+    ("budget", "end", "met"),
+    [(4, {"last": 2}, 4), (8, {"tail": 45}, 8), (3, {"tail": 45}, 7)],
+)
+def test_full_steps_at_the_end_are_of_the_budget(budget, end, met):
+    """The steps that `tail` forces are made even where the budget has not as many."""
+    t = np.linspace(0, 3, 50)
+    for curve in (circle(t), circle(t**2), circle(np.exp(t))):
+        assert len(follow(Adaptive(budget=budget, **end), curve, t)[0]) == met
 
 
 BAD = {
@@ -247,4 +265,7 @@ def test_a_list_of_full_steps_is_saved_and_loaded(tmp_path):
     assert FullSteps.load(file) == FullSteps([0, 1, 2, 5])
     file.write_text("[0, 1]")
     with pytest.raises(ValueError, match="full_steps"):
+        FullSteps.load(file)
+    file.write_text("{")
+    with pytest.raises(ValueError, match=r"steps\.json: expected JSON"):
         FullSteps.load(file)

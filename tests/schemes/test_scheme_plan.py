@@ -120,3 +120,5 @@ def test_not_json_and_not_finite():
     text = Plan.build(schemes.FoCa(), Interval(4), TAU).to_json()
     with pytest.raises(ValueError, match="finite numbers"):
         Plan.from_json(text.replace("[1.0, ", "[NaN, ", 1))
+    with pytest.raises(ValueError, match="finite numbers"):
+        Plan.from_json(text.replace("[1.0, ", f"[{10**400}, ", 1))

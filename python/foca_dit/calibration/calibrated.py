@@ -33,6 +33,10 @@ class Calibrated(Scheme):
         return self.made_for
 
     @property
+    def described(self) -> Scheme:
+        return self.base
+
+    @property
     def order(self) -> int:
         return self.base.order
 

@@ -13,20 +13,22 @@ lowers the error on calibration samples that it was not made from.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
-from foca_dit import schemes
+from foca_dit import schemes, times
 from foca_dit.calibration.calibrated import ORIGIN, Calibrated, read_origin
-from foca_dit.calibration.record import Trajectories, recording
-from foca_dit.files import write_whole
+from foca_dit.calibration.record import Recorded, recorded
+from foca_dit.clock import make_clock
+from foca_dit.files import read_tensors, write_whole
 from foca_dit.origin import Origin
 from foca_dit.schedules import Schedule
 from foca_dit.schemes.base import Scheme
+from foca_dit.schemes.reuse import Reuse
 
 PRIORS = ("difference", "ratio")
 FORMAT = "foca-eoc"
@@ -43,15 +45,29 @@ class EOC(Calibrated):
         base: the scheme that forecasts.
         factors: `1 + eta T` [1, ...], float32, by (feature, latest anchor, step).
         made_for: what the priors were made on; None: anything.
+        time: the time variable that the base forecast in while they were made; another is refused.
+            None: any, as for a base that reads no times.
     """
 
     factors: Mapping[tuple[int, int, int], torch.Tensor] = field(repr=False)
+    time: str | None = field(default=None, kw_only=True)
     _moved: dict[Any, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     name: ClassVar[str] = "eoc"
     citation: ClassVar[str] = (
         "Qiu et al., Accelerating Diffusion Transformer via Error-Optimized Cache, arXiv:2501.19243"
     )
+
+    @property
+    def made_in(self) -> str | None:
+        return self.time
+
+    @property
+    def described(self) -> Scheme:
+        raise TypeError(
+            "Plan.build: argument 'scheme': expected a scheme whose tables are all there is to it, "
+            "got eoc: a plan cannot hold its factors"
+        )
 
     def factor(
         self, feature: int, anchors: Sequence[int], step: int, device: Any = None
@@ -114,6 +130,7 @@ def calibrate_eoc(
     ridge: float = 1.0,
     scheduler: Any = None,
     done: Callable[[], Any] | None = None,
+    time: str = "step",
 ) -> tuple[EOC, dict[str, Any]]:
     """Makes the priors from some generations and judges them on others.
 
@@ -128,6 +145,8 @@ def calibrate_eoc(
         ridge: shrinks the ratio where a feature is small: in units of its mean square.
         scheduler: the sampler of the generations, so that others are refused; None: unknown.
         done: called after each generation.
+        time: the time variable that the base forecasts in, as in `FoCaCacheConfig`; the
+            configuration must name the same one, unless the base is `Reuse`.
 
     Returns:
         The scheme, and a report: how many (feature, step) pairs are corrected, and the calibration
@@ -137,43 +156,31 @@ def calibrate_eoc(
         raise ValueError(
             f"calibrate_eoc: argument 'prior': expected one of {PRIORS}, got {prior!r}"
         )
+    if time not in times.names():
+        raise ValueError(
+            f"calibrate_eoc: argument 'time': expected one of {times.names()}, got {time!r}"
+        )
     if not make or not judge:
         raise ValueError("calibrate_eoc: expected generations to make priors from and to judge on")
     sums: dict[tuple[int, int, int], _Sums] = {}
     timesteps: tuple[float, ...] = ()
-
-    def visit(generate: Callable[[], Any], use: Callable[..., None]) -> None:
-        nonlocal timesteps
-        sink = Trajectories()
-        with recording(model, granularity, sink) as state:
-            generate()
-            own, steps = state.timesteps, len(state.timesteps)
-        if timesteps and own != timesteps:
-            raise ValueError("calibrate_eoc: expected the same timesteps in all generations")
-        timesteps = own
-        for _, feature, values in sink.stacked(steps):
-            full = schedule.full_steps(steps, feature)
-            forecasts = schemes.run_reference(base, values, full)
-            for step in range(steps):
-                if step not in full:
-                    anchor = max(a for a in full if a < step)
-                    use((feature, anchor, step), forecasts[step], values[step])
-        if done is not None:
-            done()
-
-    for generate in make:
-        visit(generate, lambda key, q, f: sums.setdefault(key, _Sums()).add(q, f))
-    factors = {key: 1 + eta * s.prior(prior, ridge) for key, s in sums.items()}
-    sums.clear()
     errors: dict[tuple[int, int, int], tuple[float, float]] = {}
-
-    def note(key: tuple[int, int, int], q: torch.Tensor, f: torch.Tensor) -> None:
-        before, after = judged(q, f, factors[key])
-        known = errors.get(key, (0.0, 0.0))
-        errors[key] = (known[0] + before, known[1] + after)
-
-    for generate in judge:
-        visit(generate, note)
+    factors: dict[tuple[int, int, int], torch.Tensor] = {}
+    everything = recorded(
+        "calibrate_eoc: arguments 'make', 'judge'", model, granularity, [*make, *judge], done
+    )
+    for number, one in enumerate(everything):
+        timesteps = one.timesteps
+        if number == len(make):
+            factors = {key: 1 + eta * s.prior(prior, ridge) for key, s in sums.items()}
+            sums.clear()
+        for key, forecast, feature in _forecasts(one, base, schedule, time):
+            if number < len(make):
+                sums.setdefault(key, _Sums()).add(forecast, feature)
+            else:
+                before, after = judged(forecast, feature, factors[key])
+                known = errors.get(key, (0.0, 0.0))
+                errors[key] = (known[0] + before, known[1] + after)
     kept = {key: value.float() for key, value in factors.items() if errors[key][1] < errors[key][0]}
     report = {
         "prior": prior,
@@ -183,7 +190,24 @@ def calibrate_eoc(
         "error_without": sum(e[0] for e in errors.values()),
         "error_with": sum(e[1] if key in kept else e[0] for key, e in errors.items()),
     }
-    return EOC(base, kept, made_for=Origin.of(model, granularity, scheduler, timesteps)), report
+    origin = Origin.of(model, granularity, scheduler, timesteps)
+    needed = None if isinstance(base, Reuse) else time
+    return EOC(base, kept, made_for=origin, time=needed), report
+
+
+def _forecasts(
+    one: Recorded, base: Scheme, schedule: Schedule, time: str
+) -> Iterator[tuple[tuple[int, int, int], torch.Tensor, torch.Tensor]]:
+    """((feature, latest anchor, step), forecast, true value) of every skipped step."""
+    clock, steps = make_clock(time, one.levels), len(one.timesteps)
+    tau = [clock(timestep, step) for step, timestep in enumerate(one.timesteps)]
+    for _, feature, values in one.features():
+        full = schedule.full_steps(steps, feature)
+        forecasts = schemes.run_reference(base, values, full, tau)
+        for step in range(steps):
+            if step not in full:
+                anchor = max(a for a in full if a < step)
+                yield (feature, anchor, step), forecasts[step], values[step]
 
 
 def tensors_beside(path: Path) -> Path:
@@ -212,6 +236,7 @@ def save_eoc(scheme: EOC, path: Path, report: Mapping[str, Any]) -> None:
         "format": FORMAT,
         "base": schemes.describe(scheme.base),
         "factors": tensors.name,
+        "time": scheme.time,
         ORIGIN: None if scheme.made_for is None else scheme.made_for.as_dict(),
         "report": dict(report),
     }
@@ -220,11 +245,12 @@ def save_eoc(scheme: EOC, path: Path, report: Mapping[str, Any]) -> None:
 
 def load_eoc(path: Path, data: Mapping[str, Any]) -> EOC:
     """The inverse of `save_eoc`, for the JSON data of a file."""
-    from safetensors.torch import load_file
-
-    named = load_file(path.with_name(str(data["factors"])))
+    named = read_tensors(path.with_name(str(data["factors"])))
     factors = {}
     for name, tensor in named.items():
         feature, anchor, step = map(int, name.split("/"))
         factors[feature, anchor, step] = tensor
-    return EOC(schemes.build(data["base"]), factors, made_for=read_origin(data))
+    base = schemes.build(data["base"])
+    # Files without it were made in step indices.
+    time = data.get("time", None if isinstance(base, Reuse) else "step")
+    return EOC(base, factors, made_for=read_origin(data), time=time)

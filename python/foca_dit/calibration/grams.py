@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from foca_dit.calibration.record import Trajectories, recording
+from foca_dit.calibration.record import recorded
 
 Array = NDArray[np.float64]
 
@@ -62,36 +62,18 @@ def record_grams(
         done: called after each of them.
 
     Raises:
-        ValueError: the generations differ in their timesteps, or a feature is not finite.
+        ValueError: no generation, timesteps that differ, or a feature that is not finite.
     """
     total: Array | None = None
     timesteps: tuple[float, ...] = ()
-    for generate in generations:
-        sink = Trajectories(MAX_ELEMENTS)
-        with recording(model, granularity, sink) as state:
-            generate()
-            own, features = state.timesteps, state.features
+    for one in recorded(
+        "record_grams: argument 'generations'", model, granularity, generations, done, MAX_ELEMENTS
+    ):
+        timesteps = one.timesteps
         if total is None:
-            timesteps = own
-            total = np.zeros((features or 0, len(own), len(own)))
-        elif own != timesteps:
-            raise ValueError(
-                "record_grams: argument 'generations': expected the same timesteps in all, got "
-                f"{_ends(timesteps)} and {_ends(own)}"
-            )
-        for _, feature, values in sink.stacked(len(own)):
+            total = np.zeros((one.num_features, len(timesteps), len(timesteps)))
+        for _, feature, values in one.features():
             x = values.flatten(1)
             total[feature] += (x @ x.T).numpy()
-        if done is not None:
-            done()
-    if total is None or not timesteps:
-        raise ValueError(
-            "record_grams: argument 'generations': expected at least one, that runs the model"
-        )
+    assert total is not None
     return Grams(total, timesteps)
-
-
-def _ends(timesteps: Sequence[float]) -> str:
-    if len(timesteps) < 2:
-        return f"{len(timesteps)} steps"
-    return f"{len(timesteps)} steps from {timesteps[0]:g}, {timesteps[1]:g} to {timesteps[-1]:g}"

@@ -1,4 +1,4 @@
-"""Mean features over calibration samples: what GOC's and EOC's statistics are made of."""
+"""Mean features over calibration samples: what GOC's inflection set is found from."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from foca_dit.calibration.record import Trajectories, recording
+from foca_dit.calibration.record import recorded
 
 
 @dataclass(frozen=True, eq=False)
 class MeanFeatures:
-    """The mean of every feature over samples, and the share of it that the samples differ in.
+    """The mean of every feature over samples.
 
     Attributes:
         values: float32 [L, S, ...], the mean over samples (and guidance branches) of the L
@@ -48,27 +48,21 @@ def record_means(
     total: torch.Tensor | None = None
     timesteps: tuple[float, ...] = ()
     samples = 0
-    for generate in generations:
-        sink = Trajectories()
-        with recording(model, granularity, sink) as state:
-            generate()
-            own, features = state.timesteps, state.features or 0
+    for one in recorded(
+        "record_means: argument 'generations'", model, granularity, generations, done
+    ):
+        timesteps = one.timesteps
         sums: dict[int, torch.Tensor] = {}
-        for _, feature, values in sink.stacked(len(own)):
+        for _, feature, values in one.features():
             added = values.sum(dim=1)  # [S, B, ...] over the batch
             sums[feature] = sums[feature] + added if feature in sums else added
             samples += values.shape[1] if feature == 0 else 0
-        if not sums:
-            raise ValueError("record_means: expected a generation that runs the model")
-        stacked = torch.stack([sums[feature] for feature in range(features)])
-        if total is not None and (own != timesteps or stacked.shape != total.shape):
+        stacked = torch.stack([sums[feature] for feature in range(one.num_features)])
+        if total is not None and stacked.shape != total.shape:
             raise ValueError(
-                "record_means: argument 'generations': expected the same timesteps and sizes in "
-                f"all, got {list(total.shape)} and {list(stacked.shape)}"
+                "record_means: argument 'generations': expected the same sizes in all, got "
+                f"{list(total.shape)} and {list(stacked.shape)}"
             )
-        total, timesteps = stacked if total is None else total + stacked, own
-        if done is not None:
-            done()
-    if total is None:
-        raise ValueError("record_means: argument 'generations': expected at least one, got none")
+        total = stacked if total is None else total + stacked
+    assert total is not None
     return MeanFeatures((total / samples).float(), timesteps, samples)

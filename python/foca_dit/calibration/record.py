@@ -7,14 +7,17 @@ granularity and number of guidance branches that the adapters know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from foca_dit.adapters.hooks import find_hook
 from foca_dit.api import apply_foca_cache, remove_foca_cache
 from foca_dit.branch import Branch
+from foca_dit.clock import NoiseLevels
 from foca_dit.config import FoCaCacheConfig
 from foca_dit.history import FeatureHistories
 from foca_dit.state import CacheState
@@ -136,3 +139,76 @@ class Trajectories:
             if not bool(torch.isfinite(values).all()):
                 raise ValueError(f"calibration: feature {feature} is not finite at every step")
             yield branch, feature, values
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The features of one generation.
+
+    Attributes:
+        timesteps: the model's timestep at every step.
+        num_features: L.
+        levels: what a timestep means.
+        sink: has the features, by branch and feature.
+    """
+
+    timesteps: tuple[float, ...]
+    num_features: int
+    levels: NoiseLevels
+    sink: Trajectories
+
+    def features(self) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """(branch, feature, float64 [S, ...]) of every feature.
+
+        Raises:
+            ValueError: one is missing at some step, or not finite.
+        """
+        return self.sink.stacked(len(self.timesteps))
+
+
+def recorded(
+    name: str,
+    model: torch.nn.Module,
+    granularity: str,
+    generations: Iterable[Callable[[], Any]],
+    done: Callable[[], Any] | None = None,
+    max_elements: int | None = None,
+) -> Iterator[Recorded]:
+    """Runs generations in full, one after the other, and hands each one's features on.
+
+    Args:
+        name: what messages begin with: the function and argument that the generations come from.
+        model: a supported transformer, without a cache.
+        granularity: "module", "stack" or "output".
+        generations: each runs one whole generation, all with the same timesteps.
+        done: called after each of them, when its features were used.
+        max_elements: as of `Trajectories`.
+
+    Raises:
+        ValueError: no generation, one that does not run the model, or timesteps that differ.
+    """
+    first: tuple[float, ...] = ()
+    for generate in generations:
+        sink = Trajectories(max_elements)
+        with recording(model, granularity, sink) as state:
+            generate()
+            found = Recorded(state.timesteps, state.features or 0, state.levels, sink)
+        if not found.timesteps:
+            raise ValueError(f"{name}: expected generations that run the model")
+        first = first or found.timesteps
+        if found.timesteps != first:
+            raise ValueError(
+                f"{name}: expected the same timesteps in all, got "
+                f"{_ends(first)} and {_ends(found.timesteps)}"
+            )
+        yield found
+        if done is not None:
+            done()
+    if not first:
+        raise ValueError(f"{name}: expected at least one generation, got none")
+
+
+def _ends(timesteps: Sequence[float]) -> str:
+    if len(timesteps) < 2:
+        return f"{len(timesteps)} steps"
+    return f"{len(timesteps)} steps from {timesteps[0]:g}, {timesteps[1]:g} to {timesteps[-1]:g}"

@@ -9,6 +9,7 @@ it is.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -154,10 +155,10 @@ def candidates(measured: Measured, budget: int, noise: float = NOISE) -> dict[st
     gram, influence = measured.gram, measured.influence
     steps = len(gram)
     forced = FORCED[:steps]
-    if not len(forced) <= budget <= steps:
+    if not len(forced) <= budget < steps:
         raise ValueError(
-            f"tune: argument 'budget': expected from {len(forced)} to {steps} full steps, "
-            f"got {budget}"
+            f"tune: argument 'budget': expected from {len(forced)} to {steps - 1} full steps (of "
+            f"{steps}), got {budget}"
         )
     costs = interval_costs(gram, influence**2, HISTORY, noise, forced)
     best = place(costs, [budget])[budget].full_steps
@@ -224,7 +225,7 @@ def tune(
 
     Returns:
         The plan; its report has the candidates' PSNR to the full run on the seeds to choose with,
-        and the plan's and FoCa's (uniform interval) on the seeds to check with.
+        and the plan's on the seeds to check with; None where images are equal or not finite.
     """
 
     def images(config: FoCaCacheConfig | None, use: Sequence[int]) -> torch.Tensor:
@@ -257,10 +258,15 @@ def tune(
         "budget": budget,
         "seeds": {"record": list(seeds.record), "check": list(seeds.check)},
         "placements": {
-            name: {"full_steps": list(plans[name].plan.full_steps), "psnr": round(value, 2)}
+            name: {"full_steps": list(plans[name].plan.full_steps), "psnr": _decibels(value)}
             for name, value in chosen_by.items()
         },
         "chosen": best,
-        "check_psnr": round(checked, 2),
+        "check_psnr": _decibels(checked),
     }
     return TunedPlan(plans[best].plan, measured.origin, report)
+
+
+def _decibels(value: float) -> float | None:
+    """For JSON, which has no infinity."""
+    return round(value, 2) if math.isfinite(value) else None

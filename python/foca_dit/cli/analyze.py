@@ -16,11 +16,11 @@ import torch
 from foca_dit import FoCaCacheConfig, apply_foca_cache, remove_foca_cache, schemes, times
 from foca_dit.analysis import claims, dynamics
 from foca_dit.analysis.metrics import psnr
-from foca_dit.cli.arguments import add_model, at_least, in_a_folder
+from foca_dit.cli.arguments import add_model, at_least
 from foca_dit.clock import NoiseLevels, make_clock
 from foca_dit.config import GRANULARITIES
 from foca_dit.evaluation.trained import drawing, load, shifted
-from foca_dit.files import write_whole
+from foca_dit.files import check_output, write_whole
 
 SCHEMES: dict[str, schemes.Scheme] = {
     "FoCa c=1": schemes.FoCa(feedback=1.0),
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         ("interval", args.interval, 2),
         ("intervals", min(args.intervals), 2),
     )
-    in_a_folder(out=args.out)
+    check_output("argument --out", args.out)
     image = args.out.with_suffix(".png")
     if image == args.out:
         raise ValueError(

@@ -31,14 +31,3 @@ def at_least(*rules: tuple[str, int, int]) -> None:
     for name, value, least in rules:
         if value < least:
             raise ValueError(f"argument --{name}: expected at least {least}, got {value}")
-
-
-def in_a_folder(**files: Path | None) -> None:
-    """Refuses files to write that have no folder; None is no file.
-
-    Raises:
-        FileNotFoundError: the first one whose folder does not exist.
-    """
-    for name, file in files.items():
-        if file is not None and not file.absolute().parent.is_dir():
-            raise FileNotFoundError(f"argument --{name}: expected a folder that exists, got {file}")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from foca_dit import schemes
-from foca_dit.cli.arguments import add_model, at_least, in_a_folder
+from foca_dit.cli.arguments import add_model, at_least
 from foca_dit.evaluation.trained import drawing, load
+from foca_dit.files import check_output
 from foca_dit.origin import Origin
 from foca_dit.schedules import Interval
 
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from foca_dit.calibration import eoc, files, inflection, means
     from foca_dit.calibration.calibrated import Calibrated
 
-    in_a_folder(out=args.out)
+    check_output("argument --out", args.out)
     if args.method == "eoc":
         eoc.tensors_beside(args.out)  # refuses before anything is computed
     at_least(

@@ -150,15 +150,25 @@ def stack(charts: Sequence[Image.Image], columns: int = 2) -> Image.Image:
     return sheet
 
 
+def picture_format(name: str, path: Path) -> str:
+    """The format that a picture's ending says.
+
+    Raises:
+        ValueError: The ending is that of no format; the message begins with `name`.
+    """
+    formats: dict[str, str] = Image.registered_extensions()
+    found = formats.get(path.suffix.lower())
+    if found is None or found not in Image.SAVE:
+        raise ValueError(f"{name}: expected a picture's name to end in .png or alike, got {path}")
+    return found
+
+
 def write_picture(image: Image.Image, path: Path) -> None:
     """Writes a picture, whole or not at all, in the format that the name's ending says.
 
     Raises:
         ValueError: The ending is that of no format.
     """
-    formats = Image.registered_extensions()
-    if path.suffix.lower() not in formats:
-        raise ValueError(f"expected a picture's name to end in .png or alike, got {path}")
-    content = io.BytesIO()
-    image.save(content, formats[path.suffix.lower()])
+    kind, content = picture_format("write_picture", path), io.BytesIO()
+    image.save(content, kind)
     write_whole(path, content.getvalue())

@@ -22,9 +22,10 @@ from foca_dit import (
 )
 from foca_dit.analysis.metrics import psnr
 from foca_dit.analysis.sampling import sample
-from foca_dit.cli.arguments import at_least, in_a_folder
+from foca_dit.cli.arguments import at_least
 from foca_dit.config import GRANULARITIES
 from foca_dit.evaluation.trained import DEFAULT_MODEL, load
+from foca_dit.files import check_output
 
 SCHEMES: dict[str, schemes.Scheme] = {
     "reuse": schemes.Reuse(),
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"argument --out: expected a .png or .jpg file, got {args.out}")
-    in_a_folder(out=args.out)
+    check_output("argument --out", args.out)
     model, scheduler = load(args.model)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(

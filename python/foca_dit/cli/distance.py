@@ -21,16 +21,17 @@ def picture(rows: Sequence[Row], pooled: Sequence[Row]) -> Image.Image:
     budgets = sorted({budget for name, of in found.items() if name != FULL for budget in of})
     lines: dict[str, Points] = {}
     for name, values in found.items():
-        if name == FULL:  # a level to compare with
+        if name == FULL:  # a level to compare with, as wide as the other lines
             level = next(iter(values.values()))[0]
-            lines[name] = [(budget, level) for budget in (budgets[0], budgets[-1])]
+            lines[name] = [(budget, level) for budget in (*budgets[:1], *budgets[1:][-1:])]
         else:
             lines[name] = [(budget, values[budget][0]) for budget in budgets if budget in values]
     ours = sorted(lines, key=lambda name: "adaptive" not in name)  # the first colour stands out
     row = rows[0]
     images = row["images"] * len({r["seed"] for r in rows})
+    sampler = "no shift" if row["shift"] is None else f"shift {row['shift']:g}"
     return Chart(
-        f"Distance to real garments, {images} images each, shift {row['shift']:g}",
+        f"Distance to real garments, {images} images each, {sampler}",
         f"full steps of {row['steps']}",
         "classifier-FID (lower is closer)",
         {name: lines[name] for name in ours},

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foca_dit.cli.arguments import add_model, at_least, in_a_folder
+from foca_dit.cli.arguments import add_model, at_least
+from foca_dit.cli.chart import picture_format
 from foca_dit.evaluation.trained import DEFAULT_MODEL, load_trained
+from foca_dit.files import check_output
 
 if TYPE_CHECKING:
     from foca_dit.evaluation.judge import Judge
@@ -80,7 +82,10 @@ def run(args: argparse.Namespace) -> int:
         for rival in suite.RIVALS:
             print(f"{rival.name} [{rival.group}]\n    {rival.source}")
         return 0
-    in_a_folder(out=args.out, draw=args.draw)
+    check_output("argument --out", args.out)
+    if args.draw is not None:
+        check_output("argument --draw", args.draw)
+        picture_format("argument --draw", args.draw)
     trained = load_trained(args.model)
     selection = _selection(args, trained.shift)
     judge = _judge(args)

@@ -77,6 +77,9 @@ def run(args: argparse.Namespace) -> int:
         clip=args.clip or CLIP,
         real=args.real,
         vbench_info=args.prompts if table.number == 2 else None,
+        model=args.model or "",
+        dtype=args.dtype if table.pipeline else "",
+        upsampler=args.upsampler,
         arguments={
             name: value
             for name in ("height", "width", "num_frames")

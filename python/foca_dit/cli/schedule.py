@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from foca_dit import schemes
-from foca_dit.cli.arguments import in_a_folder
 from foca_dit.config import FoCaCacheConfig
-from foca_dit.files import write_whole
+from foca_dit.files import check_output, write_whole
 from foca_dit.plan import Plan
 
 
@@ -38,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("steps", "interval", "warmup"):
         if (value := getattr(args, name)) < 1:
             raise ValueError(f"argument --{name}: expected an integer >= 1, got {value}")
-    in_a_folder(json=args.json)
+    if args.json is not None:
+        check_output("argument --json", args.json)
     settings = FoCaCacheConfig(
         cache_interval=args.interval, disable_cache_before_step=args.warmup, scheme=args.scheme
     ).resolve()

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foca_dit.cli.arguments import add_model
+from foca_dit.cli.chart import picture_format
 from foca_dit.config import GRANULARITIES
 from foca_dit.evaluation.trained import drawing, load, shifted
+from foca_dit.files import check_output
 
 if TYPE_CHECKING:
+    from foca_dit.calibration.tune import Measured
     from foca_dit.tuned import TunedPlan
 
 QUICK = {"samples": 4, "probes": 5}
@@ -88,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     # checked, each beside the full run.
     total = (2 + probes) + len(args.budget) * (4 + 2 * CHECKED)
     print(f"{samples} samples, {args.steps} steps, {torch.get_num_threads()} threads")
-    recording = args.out.with_name(f"{args.out.stem}.recording.json")
+    recording = _recording(args.out)
     recorded = {
         "samples": samples,
         "probes": probes,
@@ -111,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
                 )
                 measured.save(recording, recorded)
             else:
-                measured.origin.check(model, args.granularity, scheduler)
+                _check_origin(measured, recording, model, args.granularity, scheduler)
                 bar.write(f"recorded before: {recording}")
             for budget in args.budget:
                 bar.set_description(f"{budget} full steps")
@@ -132,7 +135,11 @@ def run(args: argparse.Namespace) -> int:
 
         pipeline = SimpleNamespace(transformer=model, scheduler=scheduler)
         lines = measure_rivals(pipeline, of_model, seeds.check, args.granularity, args.steps)
-        lines["tuned"] = [(len(p.plan.full_steps), p.report["check_psnr"]) for p in plans]
+        lines["tuned"] = [
+            (len(plan.plan.full_steps), value)
+            for plan in plans
+            if (value := plan.report["check_psnr"]) is not None
+        ]
         write_picture(picture(lines, args.steps), args.draw)
         print(f"quality over full steps: {args.draw}")
     return 0
@@ -147,13 +154,17 @@ def check(args: argparse.Namespace, samples: int) -> None:
     ):
         if value < least:
             raise ValueError(f"argument --{name}: expected at least {least}, got {value}")
-    if max(args.budget) > args.steps:
+    if max(args.budget) >= args.steps:
         raise ValueError(
-            f"argument --budget: expected at most --steps {args.steps}, got {max(args.budget)}"
+            f"argument --budget: expected fewer than --steps {args.steps}, got {max(args.budget)}"
         )
-    for name, file in (("out", args.out), ("draw", args.draw)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise FileNotFoundError(f"argument --{name}: expected a folder that exists, got {file}")
+    check_output("argument --out", args.out)
+    for budget in args.budget:
+        check_output("argument --out", _file(args.out, budget, len(args.budget)))
+    check_output("argument --out", _recording(args.out))
+    if args.draw is not None:
+        check_output("argument --draw", args.draw)
+        picture_format("argument --draw", args.draw)
 
 
 def table(plans: Sequence[TunedPlan]) -> str:
@@ -163,10 +174,27 @@ def table(plans: Sequence[TunedPlan]) -> str:
     for plan in plans:
         report = plan.report
         where = ", ".join(map(str, plan.plan.full_steps))
-        lines.append(
-            f"{report['budget']:<12}{report['check_psnr']:>8.1f}  {report['chosen']:<21}{where}"
-        )
+        value = report["check_psnr"]
+        shown = "-" if value is None else f"{value:.1f}"
+        lines.append(f"{report['budget']:<12}{shown:>8}  {report['chosen']:<21}{where}")
     return "\n".join(lines)
+
+
+def _check_origin(
+    measured: Measured, recording: Path, model: torch.nn.Module, granularity: str, scheduler: Any
+) -> None:
+    """Refuses the recording of another model; the message says what to do about it."""
+    try:
+        measured.origin.check(model, granularity, scheduler)
+    except ValueError as error:
+        raise ValueError(
+            f"{recording}: expected a recording of this model: record anew with --fresh, or name "
+            f"another --out ({error})"
+        ) from None
+
+
+def _recording(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.recording.json")
 
 
 def _file(out: Path, budget: int, budgets: int) -> Path:

@@ -2,8 +2,8 @@
 
 An FID falls with the number of images, so the mean over seeds is not the FID of all their images.
 That one needs the classifier features of all, or just their number, mean and covariance per seed,
-which add up exactly. They stand in a safetensors file beside the rows and are made only if there is
-more than one seed to pool.
+which add up exactly. They stand in a safetensors file beside the rows, a single seed's too: a later
+command can add others to it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from foca_dit.evaluation.judge import Judge
 from foca_dit.evaluation.metrics import Moments, frechet_distance, together
-from foca_dit.files import write_whole
+from foca_dit.files import read_tensors, write_whole
 
 SETTING = ("shift", "steps", "images", "guidance_scale", "row", "budget")
 
@@ -27,15 +27,16 @@ class MomentsFile:
     Args:
         path: a safetensors file, perhaps not there yet.
         fresh: forget what it has.
+
+    Raises:
+        ValueError: the file is cut off, or something else.
     """
 
     def __init__(self, path: Path, fresh: bool = False) -> None:
-        from safetensors.torch import load_file
-
         self.path = path
         self.tensors: dict[str, torch.Tensor] = {}
         if path.exists() and not fresh:
-            self.tensors = load_file(path)
+            self.tensors = read_tensors(path)
 
     def add(self, row: Mapping[str, Any], moments: Moments) -> None:
         """Keeps one row's moments, on disk at once."""

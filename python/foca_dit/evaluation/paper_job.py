@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ from typing import Any
 
 from foca_dit.evaluation.paper_metrics import CLIP
 from foca_dit.evaluation.paper_tables import PaperTable
+from foca_dit.files import read_json
 
+LONGEST_NAME = 180
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -30,6 +33,9 @@ class Job:
         batch: samples per call, for tables with classes.
         seed: of the first sample.
         device, clip, real, vbench_info: as in `Samples`.
+        model: the pipeline's folder or Hub id; "": the table's.
+        dtype: of the pipeline; "": its own.
+        upsampler: the Python file, for tables without a pipeline.
         arguments: of every call of the pipeline, over those of the table.
     """
 
@@ -46,6 +52,9 @@ class Job:
     real: Path | None = None
     vbench_info: Path | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
+    dtype: str = ""
+    upsampler: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuses what cannot work before anything is generated."""
@@ -85,13 +94,20 @@ class Job:
         return items
 
     def settings(self) -> dict[str, Any]:
-        """What must agree for rows to be comparable."""
+        """What must agree for rows to be comparable, as JSON data; None: not given."""
+        items = self.items
+        drawn = [(i.name, i.prompt, i.reference.name if i.reference else "") for i in items]
         return {
             "table": self.table.number,
-            "count": len(self.items),
+            "model": self.model or self.table.model,
+            "dtype": self.dtype,
+            "upsampler": None if self.upsampler is None else str(self.upsampler),
+            "count": len(items),
+            "inputs": hashlib.sha256(json.dumps(drawn).encode()).hexdigest()[:16],
             "seed": self.seed,
             "arguments": {**self.table.arguments, **self.arguments},
             "clip": self.clip,
+            "real": None if self.real is None else str(self.real),
         }
 
 
@@ -112,21 +128,22 @@ def read_prompts(file: Path) -> tuple[str, ...]:
     JSON may hold strings, or objects with "prompt" or "prompt_en" (VBench's own list).
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or the JSON is no such list.
     """
-    text = file.read_text()
     if file.suffix == ".json":
-        entries = json.loads(text)
-        found = [
-            entry if isinstance(entry, str) else entry.get("prompt_en", entry.get("prompt", ""))
-            for entry in entries
-        ]
+        entries = read_json(file)
+        if not isinstance(entries, list):
+            raise ValueError(
+                f"reproduce: expected prompts in {file}: a JSON list, got {type(entries).__name__}"
+            )
+        found = [_prompt(file, entry) for entry in entries]
     elif file.suffix in (".csv", ".tsv"):
-        reader = csv.DictReader(io.StringIO(text), delimiter="\t" if file.suffix == ".tsv" else ",")
+        text = io.StringIO(file.read_text())
+        reader = csv.DictReader(text, delimiter="\t" if file.suffix == ".tsv" else ",")
         names = [n for n in reader.fieldnames or () if n.lower() in ("prompt", "prompts")]
         found = [row[names[0]] for row in reader] if names else []
     else:
-        found = text.splitlines()
+        found = file.read_text().splitlines()
     prompts = tuple(prompt.strip() for prompt in found if prompt and prompt.strip())
     if not prompts:
         raise ValueError(
@@ -136,11 +153,26 @@ def read_prompts(file: Path) -> tuple[str, ...]:
     return prompts
 
 
+def _prompt(file: Path, entry: Any) -> str:
+    """The prompt of an entry of a JSON list; "" where it has none."""
+    if isinstance(entry, dict):
+        entry = entry.get("prompt_en", entry.get("prompt", ""))
+    if not isinstance(entry, str):
+        raise ValueError(
+            f"reproduce: expected prompts in {file}: strings, or objects with 'prompt' or "
+            f"'prompt_en', got {entry!r}"
+        )
+    return entry
+
+
 def read_images(folder: Path) -> tuple[Path, ...]:
     """The images of a folder, by name."""
     return tuple(sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGES))
 
 
 def file_name(text: str) -> str:
-    """A text as the name of a file or folder, shortened where it is long."""
-    return text.replace("/", "_")[:180]
+    """A text as the name of a file or folder; a long one ends in a digest of what is cut off."""
+    name = text.replace("/", "_")
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -44,16 +44,27 @@ class PaperResults:
         self.rows: dict[str, dict[str, float]] = {}
         if path.exists():
             data = read_json(path)
-            if data.get("format") != FORMAT or data.get("settings") != self.settings:
+            if not isinstance(data, dict) or data.get("format") != FORMAT:
+                raise ValueError(f"reproduce: expected {path} to be a file of `foca-dit reproduce`")
+            kept = data.get("settings")
+            if not isinstance(kept, dict) or not _agree(kept, self.settings):
                 raise ValueError(
-                    f"reproduce: {path} holds rows of other settings ({data.get('settings')}): "
-                    "name another --out"
+                    f"reproduce: {path} holds rows of other settings ({kept}): name another --out"
                 )
+            self.settings = {k: kept[k] if v is None else v for k, v in self.settings.items()}
             self.rows = {row["method"]: row["measured"] for row in data["rows"]}
+
+    def begin(self, table: PaperTable) -> None:
+        """Writes the settings before anything is generated: samples alone do not tell theirs."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._write(table)
 
     def add(self, table: PaperTable, method: str, measured: dict[str, float]) -> None:
         """Keeps a row."""
         self.rows[method] = measured
+        self._write(table)
+
+    def _write(self, table: PaperTable) -> None:
         rows = [
             {
                 "method": row.method,
@@ -65,6 +76,14 @@ class PaperResults:
         ]
         data = {"format": FORMAT, "settings": self.settings, "rows": rows}
         write_whole(self.path, json.dumps(data, indent=1) + "\n")
+
+
+def _agree(kept: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether settings are the same; real images may be named later, when samples are there."""
+    return kept.keys() == asked.keys() and all(
+        kept[key] == value or (key == "real" and None in (kept[key], value))
+        for key, value in asked.items()
+    )
 
 
 def run(
@@ -85,6 +104,7 @@ def run(
     """
     table = job.table
     results = PaperResults(job.folder / f"table{table.number}.json", job.settings())
+    results.begin(table)
     samples = Samples(
         job.folder, (), device=job.device, clip=job.clip, real=job.real, vbench_info=job.vbench_info
     )

@@ -163,10 +163,16 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is none.
     """
-    data = read_json(path)
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    data: Any = read_json(path)
+    kinds = {"model": str, "rows": list}
+    if (
+        not isinstance(data, dict)
+        or data.get("format") != FORMAT
+        or not all(isinstance(data.get(key), kind) for key, kind in kinds.items())
+    ):
         raise ValueError(f"eval: expected {path} to be a file of `foca-dit eval`")
-    return data
+    found: dict[str, Any] = data
+    return found
 
 
 def run(
@@ -220,12 +226,12 @@ def run(
                 if judge is not None:
                     features = judge.features(outcome.images)
                     row |= judge.scores(features, setting.labels)
-                    if len(selection.seeds) > 1:
-                        results.moments.add(key, (len(features), *gaussian(features)))
+                    # With one seed too: the next command may add others to it.
+                    results.moments.add(key, (len(features), *gaussian(features)))
                 results.add(row)
         if tick is not None:
             tick()
-    if judge is not None and len(selection.seeds) > 1:
+    if judge is not None:
         results.pool(judge)
 
 

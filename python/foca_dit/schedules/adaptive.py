@@ -43,8 +43,8 @@ class Adaptive(Schedule):
             size of the model's output. Halving it takes about a third more full steps.
         budget: number of full steps of a whole generation; the tolerance is chosen anew at each of
             them so that the rest is met, with no gap above the mean of what is left before two
-            curvatures are measured. Bounds and forced steps come first. It needs to know the steps
-            to come.
+            curvatures are measured. Bounds and forced steps come first: what `max_gap` and `tail`
+            ask for beyond the budget is computed all the same. It needs to know the steps to come.
         min_gap: the smallest distance between full steps.
         max_gap: the largest; None: no limit.
         first: full steps at the start, at least 1. With a tolerance, as many as the scheme needs to
@@ -56,7 +56,7 @@ class Adaptive(Schedule):
             geometric moving average of curvatures takes this share of each new one.
         timesteps: the model's timesteps of the whole loop, for a model without a pipeline. Without
             them, and without a scheduler, steps are assumed to continue like the last one, down to
-            timestep 0.
+            timestep 0; so they are, with a warning, where the calls do not follow this list.
         reduce: called with the sums of squares, float32 [2], before they are read: where features
             are split over ranks, all-reduce them here, so that all ranks decide alike.
 
@@ -163,10 +163,12 @@ class _Walk:
             left: full steps of the budget that are left.
             known: curvatures measured so far.
         """
+        last = self.anchors[-1]
+        end = max(self.tail, last + 1)
+        left -= len(self.tau) - end  # the full steps at the end are spoken for
         if left <= 0 or known >= SETTLED:
             return
-        last = self.anchors[-1]
-        mean = (len(self.tau) - last) // (left + 1)
+        mean = (end - last) // (left + 1)
         self.first_gap = max(1, min(self.max_gap, mean))
         if known or len(self.anchors) < 2:
             return

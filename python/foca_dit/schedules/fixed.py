@@ -7,12 +7,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from foca_dit.files import write_whole
+from foca_dit.files import read_json, write_whole
 from foca_dit.schedules.base import NEVER, Schedule
 from foca_dit.schemes.base import fault, require_int
 
@@ -74,9 +73,10 @@ class FullSteps(Schedule):
         """Reads what `save` wrote.
 
         Raises:
-            ValueError: the file is no such list.
+            OSError: the file cannot be read.
+            ValueError: it is no such list.
         """
-        data = json.loads(Path(path).read_text())
+        data = read_json(path)
         if not isinstance(data, dict) or not isinstance(data.get("full_steps"), list):
             expected = 'a JSON file {"full_steps": [..]}'
             raise ValueError(fault("FullSteps.load", "path", expected, str(path)))

@@ -103,6 +103,20 @@ class Scheme(ABC):
         """What it was calibrated on (`foca_dit.origin.Origin`); None: it holds for all models."""
         return None
 
+    @property
+    def described(self) -> Scheme:
+        """The scheme whose name and parameters stand for this one's tables; its own, usually.
+
+        Raises:
+            TypeError: Tables are not all there is to it.
+        """
+        return self
+
+    @property
+    def made_in(self) -> str | None:
+        """The time variable that it was calibrated in and needs; None: it holds in any."""
+        return None
+
     def factor(self, feature: int, anchors: Sequence[int], step: int, device: Any = None) -> Any:
         """An elementwise factor of a forecast, beside the scalar weights.
 
