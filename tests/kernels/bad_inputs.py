@@ -143,6 +143,10 @@ def strided(t: Any, _: dict[str, Any]) -> Any:
     return torch.stack([t, t], -1)[..., 0]
 
 
+def negated(t: Any, _: dict[str, Any]) -> Any:
+    return torch._neg_view(t)
+
+
 def on_meta(t: Any, _: dict[str, Any]) -> Any:
     return t.to("meta")
 
@@ -157,6 +161,7 @@ OWN, CONTIGUOUS, FINITE = "memory of its own", "a contiguous tensor", "finite va
 SIGNS = "h and h_prev non-zero and of one sign"
 DIVISOR = "at least 1.17549e-38 in size, to divide by"
 STRIDES = "strides [12, 1, 3] for shape [2, 3, 4]"
+NOT_NEGATED, NEGATED = "a tensor without the negative bit", "is_neg()=True"
 NONE_OR_EMPTY = "None or an empty tensor as transition reduces no rows"
 SMALL_DEVICE = "device {small_device}"
 
@@ -171,6 +176,7 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"h_prev": value(2.0**-130)}, "h_prev", DIVISOR, "7.34684e-40"),
         ({"f_k": to(torch.int64)}, "f_k", FLOATS, "int64"),
         ({"f_km1": take("f_k")}, "f_km1", OWN, "an overlap with f_k"),
+        ({"f_km1": negated}, "f_km1", NOT_NEGATED, NEGATED),
     ],
     "forecast_calibrate_tensor": [
         ({"f_km1": to(BF16)}, "f_km1", "dtype float32 like f_k", "bfloat16"),
@@ -185,10 +191,13 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"steps": to(FP64)}, "steps", "dtype float32", "float64"),
         ({"steps": shaped(3)}, "steps", "shape [2]", "[3]"),
         ({"steps": strided}, "steps", CONTIGUOUS, "strides [2] for shape [2]"),
+        ({"f_km1": negated}, "f_km1", NOT_NEGATED, NEGATED),
     ],
     "forecast_calibrate_rotate": [
         ({"d_anchor": take("f_k")}, "f_k", OWN, "an overlap with d_anchor"),
         ({"f_k": take("f_km1")}, "f_k", OWN, "an overlap with f_km1"),
+        ({"f_k": negated}, "f_k", NOT_NEGATED, NEGATED),
+        ({"f_km1": negated}, "f_km1", NOT_NEGATED, NEGATED),
     ],
     "forecast_calibrate_list": [
         ({"f_k": value([])}, "f_k", "at least 1 tensor", "0"),
@@ -198,6 +207,7 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"f_km1.1": shaped(24)}, "f_km1[1]", "shape [2, 3, 4] like f_k[1]", "[24]"),
         ({"f_km1.1": take("d_anchor", 0)}, "f_km1[1]", OWN, "an overlap with d_anchor[0]"),
         ({"f_km1.1": take("f_km1", 0)}, "f_km1[0]", OWN, "an overlap with f_km1[1]"),
+        ({"f_km1.1": negated}, "f_km1[1]", NOT_NEGATED, NEGATED),
     ],
     "forecast": [
         ({"history": value([])}, "history", "1 to 8 tensors", "0"),
@@ -223,6 +233,7 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"out": take("history", 1)}, "out", OWN, "an overlap with history[1]"),
         ({"out": shifted("history", 0)}, "out", OWN, "an overlap with history[0]"),
         ({"out": tracked}, "out", NO_GRAD, "requires_grad=True"),
+        ({"out": negated}, "out", NOT_NEGATED, NEGATED),
     ],
     "forecast_residual_": [
         ({"x": to(torch.bool)}, "x", FLOATS, "bool"),
@@ -249,6 +260,7 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"x": take("history", 3)}, "x", OWN, "an overlap with history[3]"),
         ({"x": shifted("history", 0)}, "x", OWN, "an overlap with history[0]"),
         ({"gates": lambda g, a: [a["x"][0, 0], g[1]]}, "x", OWN, "an overlap with gates[0]"),
+        ({"x": negated}, "x", NOT_NEGATED, NEGATED),
     ],
     "forecast_residual_packed_": [
         ({"history": shaped(2, 3, 2, 3, 5)}, "history", "shape [L, K, 2, 3, 4]", "[2, 3, 2, 3, 5]"),
@@ -261,6 +273,7 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"gates": shaped(2, 3, 4)}, "gates", "shape [2, 1, 4] or [2, 2, 4]", "[2, 3, 4]"),
         ({"gates": to(BF16)}, "gates", "dtype float32", "bfloat16"),
         ({"x": lambda x, a: a["history"][1, 2]}, "x", OWN, "an overlap with history"),
+        ({"x": negated}, "x", NOT_NEGATED, NEGATED),
         ({"x": lambda x, _: x.view(6, 4), "history": shaped(2, 3, 6, 4)},
          "x", "shape [B, S, D] when gates are given", "[6, 4]"),
     ],
@@ -292,6 +305,8 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"feature": shifted("history", 2)}, "history[2]", OWN, "an overlap with feature"),
         ({"stats": lambda t, a: a["feature"].view(-1)[:2]},
          "stats", OWN, "an overlap with feature"),
+        ({"history.1": negated}, "history[1]", NOT_NEGATED, NEGATED),
+        ({"stats": negated}, "stats", NOT_NEGATED, NEGATED),
     ],
     "commit_list_": [
         ({"features": value([])}, "features", "1 to 256 tensors", "0"),
@@ -304,6 +319,8 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"transition": shaped(2, 4)}, "transition", "shape [K + R, K + 1], K up to 8", "[2, 4]"),
         ({"stats": shaped(2)}, "stats", "shape [2, 2]", "[2]"),
         ({"history.3": take("history", 2)}, "history[2]", OWN, "an overlap with history[3]"),
+        ({"history.5": negated}, "history[5]", NOT_NEGATED, NEGATED),
+        ({"stats": negated}, "stats", NOT_NEGATED, NEGATED),
     ],
 }  # fmt: skip
 
