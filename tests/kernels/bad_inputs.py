@@ -151,6 +151,10 @@ def on_meta(t: Any, _: dict[str, Any]) -> Any:
     return t.to("meta")
 
 
+def empty_on_meta(t: Any, _: dict[str, Any]) -> Any:
+    return t.new_empty(0, device="meta")
+
+
 def tracked(t: Any, _: dict[str, Any]) -> Any:
     return t.requires_grad_()
 
@@ -177,6 +181,8 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"f_k": to(torch.int64)}, "f_k", FLOATS, "int64"),
         ({"f_km1": take("f_k")}, "f_km1", OWN, "an overlap with f_k"),
         ({"f_km1": negated}, "f_km1", NOT_NEGATED, NEGATED),
+        ({"f_km1": shaped(2, 3, 5)}, "f_km1", "shape [2, 3, 4] like f_k", "[2, 3, 5]"),
+        ({"d_anchor": to(BF16)}, "d_anchor", "dtype float32 like f_k", "bfloat16"),
     ],
     "forecast_calibrate_tensor": [
         ({"f_km1": to(BF16)}, "f_km1", "dtype float32 like f_k", "bfloat16"),
@@ -208,6 +214,11 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"f_km1.1": take("d_anchor", 0)}, "f_km1[1]", OWN, "an overlap with d_anchor[0]"),
         ({"f_km1.1": take("f_km1", 0)}, "f_km1[0]", OWN, "an overlap with f_km1[1]"),
         ({"f_km1.1": negated}, "f_km1[1]", NOT_NEGATED, NEGATED),
+        ({"f_k.0": to(torch.int64)}, "f_k[0]", FLOATS, "int64"),
+        ({"f_k.1": on_meta}, "f_k[1]", "device {device} like f_k[0]", "meta"),
+        ({"f_k.1": transposed}, "f_k[1]", CONTIGUOUS, STRIDES),
+        ({"d_anchor.1": shaped(24)}, "d_anchor[1]", "shape [2, 3, 4] like f_k[1]", "[24]"),
+        ({"steps": of(0.0, 1.0)}, "steps", SIGNS, "h=0 and h_prev=1"),
     ],
     "forecast": [
         ({"history": value([])}, "history", "1 to 8 tensors", "0"),
@@ -261,6 +272,11 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"x": shifted("history", 0)}, "x", OWN, "an overlap with history[0]"),
         ({"gates": lambda g, a: [a["x"][0, 0], g[1]]}, "x", OWN, "an overlap with gates[0]"),
         ({"x": negated}, "x", NOT_NEGATED, NEGATED),
+        ({"weights": to(FP64)}, "weights", "dtype float32", "float64"),
+        ({"weights": strided}, "weights", CONTIGUOUS, "strides [6, 2] for shape [2, 3]"),
+        ({"gates.0": strided}, "gates[0]", CONTIGUOUS, "strides [2] for shape [4]"),
+        ({"x": lambda x, _: x.sum(), "history": lambda h, _: [t.sum() for t in h]},
+         "x", "at least one dimension when gates are given", "shape []"),
     ],
     "forecast_residual_packed_": [
         ({"history": shaped(2, 3, 2, 3, 5)}, "history", "shape [L, K, 2, 3, 4]", "[2, 3, 2, 3, 5]"),
@@ -276,6 +292,16 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"x": negated}, "x", NOT_NEGATED, NEGATED),
         ({"x": lambda x, _: x.view(6, 4), "history": shaped(2, 3, 6, 4)},
          "x", "shape [B, S, D] when gates are given", "[6, 4]"),
+        ({"x": to(torch.bool)}, "x", FLOATS, "bool"),
+        ({"history": to(torch.uint8)}, "history", FLOATS, "uint8"),
+        ({"history": on_meta}, "history", "device {device} like x", "meta"),
+        ({"history": transposed},
+         "history", CONTIGUOUS, "strides [72, 24, 12, 1, 3] for shape [2, 3, 2, 3, 4]"),
+        ({"weights": to(FP64)}, "weights", "dtype float32", "float64"),
+        ({"weights": strided}, "weights", CONTIGUOUS, "strides [6, 2] for shape [2, 3]"),
+        ({"weights": with_entry(4, NAN)}, "weights", FINITE, "nan at index 4"),
+        ({"gates": strided}, "gates", CONTIGUOUS, "strides [8, 8, 2] for shape [2, 1, 4]"),
+        ({"gates": empty_on_meta}, "gates", "device {device} like x", "meta"),
     ],
     "commit_": [
         ({"feature": to(torch.complex64)}, "feature", FLOATS, "complex64"),
@@ -307,6 +333,9 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
          "stats", OWN, "an overlap with feature"),
         ({"history.1": negated}, "history[1]", NOT_NEGATED, NEGATED),
         ({"stats": negated}, "stats", NOT_NEGATED, NEGATED),
+        ({"stats": strided}, "stats", CONTIGUOUS, "strides [2] for shape [2]"),
+        ({"transition": shaped(3, 4), "stats": empty_on_meta},
+         "stats", "device {device} like feature", "meta"),
     ],
     "commit_list_": [
         ({"features": value([])}, "features", "1 to 256 tensors", "0"),
@@ -321,6 +350,10 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"history.3": take("history", 2)}, "history[2]", OWN, "an overlap with history[3]"),
         ({"history.5": negated}, "history[5]", NOT_NEGATED, NEGATED),
         ({"stats": negated}, "stats", NOT_NEGATED, NEGATED),
+        ({"features.0": to(torch.int32)}, "features[0]", FLOATS, "int32"),
+        ({"features.1": on_meta}, "features[1]", "device {device} like features[0]", "meta"),
+        ({"features.1": transposed}, "features[1]", CONTIGUOUS, STRIDES),
+        ({"transition": with_entry(7, -INF)}, "transition", FINITE, "-inf at index 7"),
     ],
 }  # fmt: skip
 
