@@ -70,6 +70,34 @@ def test_compiled_loop_with_changing_weights_compiles_once(compiler, device, tab
     assert compiler.frame_count == 1
 
 
+MISPLACED = pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="pytorch issue 198068 (docs/ops.md, compiled code)"
+)
+
+
+@pytest.mark.parametrize(
+    ("slot", "offset", "dynamic"),
+    [
+        pytest.param(lambda arena: arena[1:2], 0, None, id="slice"),
+        pytest.param(lambda arena: arena[1], 1, False, id="select-static"),
+        pytest.param(lambda arena: arena[1], 0, None, id="select", marks=MISPLACED),
+        pytest.param(lambda arena: arena[1:2], 1, None, id="slice-of-view", marks=MISPLACED),
+    ],
+)
+def test_a_compiled_write_to_a_slot_at_a_second_size(slot, offset, dynamic):
+    def skip(arena, value):
+        torch.ops.foca.forecast_residual_(slot(arena), [value], torch.ones(1), [])
+
+    torch._dynamo.reset()
+    compiled = torch.compile(skip, fullgraph=True, dynamic=dynamic)
+    for n in (4, 8):
+        got, want = torch.zeros(4, 3, n), torch.zeros(4, 3, n)
+        value = torch.ones_like(slot(want[offset:]))
+        skip(want[offset:], value)
+        compiled(got[offset:], value)
+        assert torch.equal(got, want), n
+
+
 def test_compiled_refusals_name_the_argument(compiler):
     compiled = torch.compile(fk.forecast, fullgraph=True, backend=compiler)
     good, small = torch.ones(4), torch.ones(2)
