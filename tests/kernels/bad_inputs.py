@@ -224,6 +224,7 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"history": value([])}, "history", "1 to 8 tensors", "0"),
         ({"history": repeat(9)}, "history", "1 to 8 tensors", "9"),
         ({"history.0": to(torch.int32)}, "history[0]", FLOATS, "int32"),
+        ({"history.0": to(torch.float8_e8m0fnu)}, "history[0]", FLOATS, "float8_e8m0fnu"),
         ({"history.1": to(BF16)}, "history[1]", "dtype float32 like history[0]", "bfloat16"),
         ({"history.2": on_meta}, "history[2]", "device {device} like history[0]", "meta"),
         ({"history.1": shaped(4, 6)}, "history[1]", "shape [2, 3, 4] like history[0]", "[4, 6]"),

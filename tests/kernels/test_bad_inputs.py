@@ -78,6 +78,22 @@ def test_float64_is_for_the_reference(backend):
     refuses(lambda: backend.call("forecast", *args.values()), args, f"foca::forecast: {message}")
 
 
+def test_every_other_dtype_is_refused_by_its_name(backend):
+    taken = {torch.bfloat16, torch.float16, torch.float32, torch.float64}
+    for dtype in {
+        value for value in vars(torch).values() if isinstance(value, torch.dtype)
+    } - taken:
+        try:
+            x = torch.empty(2, dtype=dtype, device=backend.device)
+        except (RuntimeError, NotImplementedError):  # quantised: no plain tensor has it
+            continue
+        got = str(dtype).removeprefix("torch.")
+        text = f"'history[0]': expected dtype bfloat16, float16 or float32, got {got}"
+        with pytest.raises(RuntimeError) as error:
+            backend.call("forecast", [x], torch.ones(1))
+        assert str(error.value).splitlines()[0] == f"foca::forecast: argument {text}"
+
+
 def test_small_tensors_on_the_device_are_not_checked_for_values(backend):
     if backend.device == "cpu":
         pytest.skip("on the CPU the small tensors are host tensors")
