@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = "foca_kernels"
 MIN_TORCH = (2, 11)
 DEFAULT_ARCHS = ("80", "90", "100", "120")
+# What CMake reads from the environment only when a build folder is new.
+READ_ONCE = ("CXX", "CXXFLAGS", "CUDAFLAGS", "CUDAHOSTCXX", "LDFLAGS")
 WAY_OUT = "or set FOCA_SKIP_BUILD=1 to install without compiled kernels (Triton and PyTorch serve)."
 
 
@@ -150,9 +152,18 @@ class CMakeBuild(build_ext):
             arguments += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
         shutil.rmtree(built, ignore_errors=True)  # a library that is no longer built must not stay
-        self.run_cmake([cmake, *arguments], build)
+        self.configure([cmake, *arguments], build)
         self.run_cmake([cmake, "--build", str(build), "--parallel", jobs], build)
         self.install_libraries(sorted(built.glob("*.so")))
+
+    def configure(self, command: list[str], build: Path) -> None:
+        """Starts the build folder anew if it was configured for another compiler or other flags."""
+        stamp = build / "environment.txt"
+        now = "".join(f"{name}={os.environ.get(name, '')}\n" for name in READ_ONCE)
+        same = stamp.exists() and stamp.read_text() == now
+        stamp.unlink(missing_ok=True)  # a failure from here on leaves the folder as neither
+        self.run_cmake([*command, *([] if same else ["--fresh"])], build)
+        stamp.write_text(now)
 
     def run_cmake(self, command: list[str], build: Path) -> None:
         try:
@@ -186,8 +197,7 @@ class CMakeBuild(build_ext):
         return [str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.is_file()]
 
 
-if env_flag("FOCA_SKIP_BUILD"):
-    setup()
-else:
+if __name__ == "__main__":
     # The extension's name only tells setuptools that the wheel has compiled parts.
-    setup(ext_modules=[Extension(f"{PACKAGE}._C", [])], cmdclass={"build_ext": CMakeBuild})
+    parts = {"ext_modules": [Extension(f"{PACKAGE}._C", [])], "cmdclass": {"build_ext": CMakeBuild}}
+    setup(**({} if env_flag("FOCA_SKIP_BUILD") else parts))

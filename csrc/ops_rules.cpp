@@ -19,6 +19,56 @@ const std::int32_t kBFloat16 = aoti_torch_dtype_bfloat16();
 const std::int32_t kCpu = aoti_torch_device_type_cpu();
 const std::int32_t kStrided = aoti_torch_layout_strided();
 
+// By number: the order of torch's ScalarType, which files and the stable ABI fix.
+constexpr std::array kDtypeNames = {
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "float32",
+    "float64",
+    "complex32",
+    "complex64",
+    "complex128",
+    "bool",
+    "qint8",
+    "quint8",
+    "qint32",
+    "bfloat16",
+    "quint4x2",
+    "quint2x4",
+    "bits1x8",
+    "bits2x4",
+    "bits4x2",
+    "bits8",
+    "bits16",
+    "float8_e5m2",
+    "float8_e4m3fn",
+    "float8_e5m2fnuz",
+    "float8_e4m3fnuz",
+    "uint16",
+    "uint32",
+    "uint64",
+    "uint1",
+    "uint2",
+    "uint3",
+    "uint4",
+    "uint5",
+    "uint6",
+    "uint7",
+    "int1",
+    "int2",
+    "int3",
+    "int4",
+    "int5",
+    "int6",
+    "int7",
+    "float8_e8m0fnu",
+    "float4_e2m1fn_x2",
+};
+
 std::string list(const std::int64_t* values, std::int64_t n) {
   std::string text = "[";
   for (std::int64_t i = 0; i < n; ++i) text += (i ? ", " : "") + std::to_string(values[i]);
@@ -89,32 +139,8 @@ std::string Arg::label() const {
 }
 
 std::string Arg::dtype_name() const {
-  const std::pair<std::int32_t, const char*> names[] = {
-      {kFloat32, "float32"},
-      {kFloat16, "float16"},
-      {kBFloat16, "bfloat16"},
-      {aoti_torch_dtype_float64(), "float64"},
-      {aoti_torch_dtype_uint8(), "uint8"},
-      {aoti_torch_dtype_int8(), "int8"},
-      {aoti_torch_dtype_int16(), "int16"},
-      {aoti_torch_dtype_int32(), "int32"},
-      {aoti_torch_dtype_int64(), "int64"},
-      {aoti_torch_dtype_uint16(), "uint16"},
-      {aoti_torch_dtype_uint32(), "uint32"},
-      {aoti_torch_dtype_uint64(), "uint64"},
-      {aoti_torch_dtype_bool(), "bool"},
-      {aoti_torch_dtype_complex32(), "complex32"},
-      {aoti_torch_dtype_complex64(), "complex64"},
-      {aoti_torch_dtype_complex128(), "complex128"},
-      {aoti_torch_dtype_float8_e5m2(), "float8_e5m2"},
-      {aoti_torch_dtype_float8_e4m3fn(), "float8_e4m3fn"},
-      {aoti_torch_dtype_float8_e5m2fnuz(), "float8_e5m2fnuz"},
-      {aoti_torch_dtype_float8_e4m3fnuz(), "float8_e4m3fnuz"},
-  };
-  for (const auto& [code, text] : names) {
-    if (code == dtype) return text;
-  }
-  return "dtype number " + std::to_string(dtype);
+  const auto known = static_cast<std::int32_t>(kDtypeNames.size());
+  return dtype >= 0 && dtype < known ? kDtypeNames[dtype] : "dtype number " + std::to_string(dtype);
 }
 
 std::string Arg::device_name() const {

@@ -60,8 +60,13 @@ PYBIND11_MODULE(_planner, m) {
 
   py::class_<foca::Interval>(m, "Interval")
       .def(py::init([](std::int64_t interval, std::int64_t warmup, py::object tail) {
-             return foca::Interval(interval, warmup,
-                                   tail.is_none() ? -1 : tail.cast<std::int64_t>());
+             if (tail.is_none()) return foca::Interval(interval, warmup);
+             const auto first = tail.cast<std::int64_t>();
+             if (first < 0) {  // in C++ it stands for no tail
+               throw foca::detail::fault("Interval", "tail", "an integer >= 0",
+                                         std::to_string(first));
+             }
+             return foca::Interval(interval, warmup, first);
            }),
            py::arg("interval"), py::arg("warmup") = 3, py::arg("tail") = py::none())
       .def("next_full", &foca::Interval::next_full, py::arg("anchors"))

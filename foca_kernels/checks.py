@@ -9,7 +9,8 @@ libraries implement the same checks with the same text (``tests/kernels/test_bad
 all backends to it).
 
 Order, so that one fault gives one message: for each tensor dtype, device, shape, contiguity,
-gradient; then the values of small host tensors; then overlapping memory.
+gradient; then the values of small host tensors; then the negative bit and overlaps of what is
+written.
 """
 
 from __future__ import annotations

@@ -57,6 +57,12 @@ def _weighted_sum(
     return acc
 
 
+def _store(target: Tensor, value: Tensor) -> None:
+    """Writes where tensors made in inference mode may be written, too."""
+    with torch.inference_mode():
+        target.copy_(value)
+
+
 # ---- forecast_calibrate --------------------------------------------------------------------------
 
 
@@ -75,12 +81,12 @@ def forecast_calibrate(
     checks.forecast_calibrate(f_k, f_km1, d_anchor, h, h_prev, REFERENCE)
     # Two numbers stay on the host: PyTorch passes zero-dimensional CPU tensors by value.
     steps = torch.tensor([h, h_prev], dtype=_opmath(f_k))
-    f_km1.copy_(_calibrate(f_k, f_km1, d_anchor, steps))
+    _store(f_km1, _calibrate(f_k, f_km1, d_anchor, steps))
 
 
 def forecast_calibrate_tensor(f_k: Tensor, f_km1: Tensor, d_anchor: Tensor, steps: Tensor) -> None:
     checks.forecast_calibrate_tensor(f_k, f_km1, d_anchor, steps, REFERENCE)
-    f_km1.copy_(_calibrate(f_k, f_km1, d_anchor, steps))
+    _store(f_km1, _calibrate(f_k, f_km1, d_anchor, steps))
 
 
 def forecast_calibrate_list(
@@ -88,14 +94,14 @@ def forecast_calibrate_list(
 ) -> None:
     checks.forecast_calibrate_list(f_k, f_km1, d_anchor, steps, REFERENCE)
     for now, before, slope in zip(f_k, f_km1, d_anchor, strict=True):
-        before.copy_(_calibrate(now, before, slope, steps))
+        _store(before, _calibrate(now, before, slope, steps))
 
 
 def forecast_calibrate_rotate(f_k: Tensor, f_km1: Tensor, d_anchor: Tensor, steps: Tensor) -> None:
     checks.forecast_calibrate_tensor(f_k, f_km1, d_anchor, steps, REFERENCE, rotate=True)
     result = _calibrate(f_k, f_km1, d_anchor, steps)
-    f_km1.copy_(f_k)
-    f_k.copy_(result)
+    _store(f_km1, f_k)
+    _store(f_k, result)
 
 
 # ---- forecast ------------------------------------------------------------------------------------
@@ -109,7 +115,7 @@ def forecast(history: Sequence[Tensor], weights: Tensor) -> Tensor:
 
 def forecast_out(history: Sequence[Tensor], weights: Tensor, *, out: Tensor) -> None:
     checks.forecast(history, weights, REFERENCE, out)
-    out.copy_(_weighted_sum(history, _scalars(weights), _opmath(out)))
+    _store(out, _weighted_sum(history, _scalars(weights), _opmath(out)))
 
 
 # ---- forecast_residual_ --------------------------------------------------------------------------
@@ -142,7 +148,7 @@ def _residual(
     for i in range(n_features):
         part = slice(i * k, (i + 1) * k)
         acc = _add_feature(acc, history[part], rows[part], gates[i] if gates else None)
-    x.copy_(acc)
+    _store(x, acc)
 
 
 def forecast_residual_(
@@ -187,9 +193,9 @@ def _commit(
         for i in range(k + n_stats)
     ]
     for slot, row in zip(history, rows[:k], strict=True):
-        slot.copy_(row)
+        _store(slot, row)
     if stats is not None and n_stats:
-        stats.copy_(torch.stack([_sum_of_squares(row) for row in rows[k:]]))
+        _store(stats, torch.stack([_sum_of_squares(row) for row in rows[k:]]))
 
 
 def commit_(

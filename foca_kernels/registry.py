@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import fake, reference
+from .rules import check_not_negated
 from .schemas import NAMESPACE, SCHEMAS
 
 BACKENDS = ("auto", "cpp", "triton", "reference")
@@ -49,6 +50,34 @@ def _define(library: torch.library.Library) -> None:
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake.kernel(function), lib=library)
         if "!" in schema:
             library.impl(name, _counting_writes(name), "ADInplaceOrView", with_keyset=True)
+            library.impl(name, _resolving_negatives(name), "Negative", with_keyset=True)
+
+
+def _overload(name: str) -> torch._ops.OpOverload:
+    packet, _, overload = name.partition(".")
+    op: torch._ops.OpOverload = getattr(getattr(torch.ops.foca, packet), overload or "default")
+    return op
+
+
+Written = list[tuple[str, Sequence[torch.Tensor]]]
+
+
+def _written_by(op: torch._ops.OpOverload) -> Callable[..., Written]:
+    """A function of a call's arguments: those that it writes, as (label, tensors).
+
+    ``label.format(i)`` is what an error calls the i-th tensor.
+    """
+    written = [
+        (i, argument.name, "[{}]" if "List" in str(argument.type) else "")
+        for i, argument in enumerate(op._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+    def tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Written:
+        found = [(n + end, args[i] if i < len(args) else kwargs.get(n)) for i, n, end in written]
+        return [(label, [v] if isinstance(v, torch.Tensor) else v or ()) for label, v in found]
+
+    return tensors
 
 
 def _counting_writes(name: str) -> Callable[..., Any]:
@@ -57,26 +86,47 @@ def _counting_writes(name: str) -> Callable[..., Any]:
     Autograd then refuses to go backwards through what was computed from a value that is gone. With
     tensors that were made in inference mode this is not called.
     """
-    packet, _, overload = name.partition(".")
-    op = getattr(getattr(torch.ops.foca, packet), overload or "default")
-    written = [
-        (i, argument.name)
-        for i, argument in enumerate(op._schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
+    op = _overload(name)
+    written = _written_by(op)
 
     def counted(keyset: Any, *args: Any, **kwargs: Any) -> Any:
         # No key is switched off for the calls below: the kernels see by them whether an argument
         # requires a gradient.
         result = op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
-        for i, argument in written:
-            value = args[i] if i < len(args) else kwargs.get(argument)
-            for tensor in [value] if isinstance(value, torch.Tensor) else value or ():
+        for _, tensors in written(args, kwargs):
+            for tensor in tensors:
                 if not tensor.is_inference():
                     torch.autograd.graph.increment_version(tensor)
         return result
 
     return counted
+
+
+def _resolving_negatives(name: str) -> Callable[..., Any]:
+    """In the place of PyTorch's fallback for tensors that stand for the negatives of their memory.
+
+    That one, too, gives the kernels a copy of such a tensor, but of a written one it copies back
+    only what the operator returns; ours return nothing. So written ones are refused.
+    """
+    op = _overload(name)
+    written = _written_by(op)
+
+    def resolved(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        for label, tensors in written(args, kwargs):
+            for i, tensor in enumerate(tensors):
+                check_not_negated(name.partition(".")[0], label.format(i), tensor)
+        values = [_without_negatives(value) for value in args]
+        named_values = {key: _without_negatives(value) for key, value in kwargs.items()}
+        after = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.Negative)
+        return op.redispatch(keyset & after, *values, **named_values)
+
+    return resolved
+
+
+def _without_negatives(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.resolve_neg()
+    return [t.resolve_neg() for t in value] if isinstance(value, (list, tuple)) else value
 
 
 def _missing(backend: str, device: str) -> str | None:

@@ -166,8 +166,17 @@ def _range(t: Tensor) -> tuple[int, int]:
     return start, start + t.numel() * t.element_size()
 
 
+def check_not_negated(op: str, arg: str, t: Tensor) -> None:
+    """A written tensor's memory holds its values, not their negatives."""
+    if t.is_neg():
+        fail(op, arg, "a tensor without the negative bit", "is_neg()=True")
+
+
 def check_own_memory(op: str, args: Sequence[Named], written: Sequence[bool], mode: Mode) -> None:
     """A written tensor shares no byte with any other argument. Empty tensors never overlap."""
+    for (arg, t), is_written in zip(args, written, strict=True):
+        if is_written:
+            check_not_negated(op, arg, t)
     if not mode.data:
         return
     spans = [(*_range(t), str(t.device), i) for i, (_, t) in enumerate(args) if t.numel()]

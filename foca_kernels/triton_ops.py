@@ -201,7 +201,8 @@ def _launch_commit(
     n = feature.numel()
     if n == 0:
         if stats is not None:
-            stats.zero_()
+            with torch.inference_mode():  # there tensors made in it may be written, too
+                stats.zero_()
         return
     source, by_value = _by_value(transition, feature.device)
     grid = _grid(n)

@@ -1,12 +1,14 @@
 """Installing without a compiler, and the sentences that name the way out."""
 
 import os
+import runpy
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from setuptools import Distribution
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +46,30 @@ def test_what_stops_a_build_says_so(tmp_path, variables, message):
     done = wheel(tmp_path, **variables)
     assert done.returncode != 0
     assert message in done.stderr + done.stdout
+
+
+def test_other_compiler_flags_reach_a_build_folder_that_is_there(tmp_path, monkeypatch):
+    cmake = Path(sys.executable).parent / "cmake"
+    if not cmake.exists():
+        pytest.skip("needs CMake")
+    build = tmp_path / "build"
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.24)\nproject(flags LANGUAGES CXX)\n"
+        'file(WRITE ${CMAKE_BINARY_DIR}/flags "${CMAKE_CXX_FLAGS}")\n'
+    )
+    builder = runpy.run_path(str(ROOT / "setup.py"))["CMakeBuild"](Distribution())
+
+    def flags_of_a_build(flags):
+        monkeypatch.setenv("CXXFLAGS", flags)
+        builder.configure([str(cmake), "-S", str(tmp_path), "-B", str(build)], build)
+        return (build / "flags").read_text()
+
+    assert flags_of_a_build("-DFIRST") == "-DFIRST"
+    assert flags_of_a_build("-DSECOND") == "-DSECOND"
+    kept = build / "CMakeFiles/kept"  # a fresh start would take the folder away
+    kept.touch()
+    assert flags_of_a_build("-DSECOND") == "-DSECOND"
+    assert kept.exists()
 
 
 def test_an_engine_in_cpp_finds_the_installed_package(tmp_path):

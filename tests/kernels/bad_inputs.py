@@ -143,8 +143,16 @@ def strided(t: Any, _: dict[str, Any]) -> Any:
     return torch.stack([t, t], -1)[..., 0]
 
 
+def negated(t: Any, _: dict[str, Any]) -> Any:
+    return torch._neg_view(t)
+
+
 def on_meta(t: Any, _: dict[str, Any]) -> Any:
     return t.to("meta")
+
+
+def empty_on_meta(t: Any, _: dict[str, Any]) -> Any:
+    return t.new_empty(0, device="meta")
 
 
 def tracked(t: Any, _: dict[str, Any]) -> Any:
@@ -157,6 +165,7 @@ OWN, CONTIGUOUS, FINITE = "memory of its own", "a contiguous tensor", "finite va
 SIGNS = "h and h_prev non-zero and of one sign"
 DIVISOR = "at least 1.17549e-38 in size, to divide by"
 STRIDES = "strides [12, 1, 3] for shape [2, 3, 4]"
+NOT_NEGATED, NEGATED = "a tensor without the negative bit", "is_neg()=True"
 NONE_OR_EMPTY = "None or an empty tensor as transition reduces no rows"
 SMALL_DEVICE = "device {small_device}"
 
@@ -171,6 +180,9 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"h_prev": value(2.0**-130)}, "h_prev", DIVISOR, "7.34684e-40"),
         ({"f_k": to(torch.int64)}, "f_k", FLOATS, "int64"),
         ({"f_km1": take("f_k")}, "f_km1", OWN, "an overlap with f_k"),
+        ({"f_km1": negated}, "f_km1", NOT_NEGATED, NEGATED),
+        ({"f_km1": shaped(2, 3, 5)}, "f_km1", "shape [2, 3, 4] like f_k", "[2, 3, 5]"),
+        ({"d_anchor": to(BF16)}, "d_anchor", "dtype float32 like f_k", "bfloat16"),
     ],
     "forecast_calibrate_tensor": [
         ({"f_km1": to(BF16)}, "f_km1", "dtype float32 like f_k", "bfloat16"),
@@ -185,10 +197,13 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"steps": to(FP64)}, "steps", "dtype float32", "float64"),
         ({"steps": shaped(3)}, "steps", "shape [2]", "[3]"),
         ({"steps": strided}, "steps", CONTIGUOUS, "strides [2] for shape [2]"),
+        ({"f_km1": negated}, "f_km1", NOT_NEGATED, NEGATED),
     ],
     "forecast_calibrate_rotate": [
         ({"d_anchor": take("f_k")}, "f_k", OWN, "an overlap with d_anchor"),
         ({"f_k": take("f_km1")}, "f_k", OWN, "an overlap with f_km1"),
+        ({"f_k": negated}, "f_k", NOT_NEGATED, NEGATED),
+        ({"f_km1": negated}, "f_km1", NOT_NEGATED, NEGATED),
     ],
     "forecast_calibrate_list": [
         ({"f_k": value([])}, "f_k", "at least 1 tensor", "0"),
@@ -198,11 +213,18 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"f_km1.1": shaped(24)}, "f_km1[1]", "shape [2, 3, 4] like f_k[1]", "[24]"),
         ({"f_km1.1": take("d_anchor", 0)}, "f_km1[1]", OWN, "an overlap with d_anchor[0]"),
         ({"f_km1.1": take("f_km1", 0)}, "f_km1[0]", OWN, "an overlap with f_km1[1]"),
+        ({"f_km1.1": negated}, "f_km1[1]", NOT_NEGATED, NEGATED),
+        ({"f_k.0": to(torch.int64)}, "f_k[0]", FLOATS, "int64"),
+        ({"f_k.1": on_meta}, "f_k[1]", "device {device} like f_k[0]", "meta"),
+        ({"f_k.1": transposed}, "f_k[1]", CONTIGUOUS, STRIDES),
+        ({"d_anchor.1": shaped(24)}, "d_anchor[1]", "shape [2, 3, 4] like f_k[1]", "[24]"),
+        ({"steps": of(0.0, 1.0)}, "steps", SIGNS, "h=0 and h_prev=1"),
     ],
     "forecast": [
         ({"history": value([])}, "history", "1 to 8 tensors", "0"),
         ({"history": repeat(9)}, "history", "1 to 8 tensors", "9"),
         ({"history.0": to(torch.int32)}, "history[0]", FLOATS, "int32"),
+        ({"history.0": to(torch.float8_e8m0fnu)}, "history[0]", FLOATS, "float8_e8m0fnu"),
         ({"history.1": to(BF16)}, "history[1]", "dtype float32 like history[0]", "bfloat16"),
         ({"history.2": on_meta}, "history[2]", "device {device} like history[0]", "meta"),
         ({"history.1": shaped(4, 6)}, "history[1]", "shape [2, 3, 4] like history[0]", "[4, 6]"),
@@ -223,6 +245,7 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"out": take("history", 1)}, "out", OWN, "an overlap with history[1]"),
         ({"out": shifted("history", 0)}, "out", OWN, "an overlap with history[0]"),
         ({"out": tracked}, "out", NO_GRAD, "requires_grad=True"),
+        ({"out": negated}, "out", NOT_NEGATED, NEGATED),
     ],
     "forecast_residual_": [
         ({"x": to(torch.bool)}, "x", FLOATS, "bool"),
@@ -249,6 +272,12 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"x": take("history", 3)}, "x", OWN, "an overlap with history[3]"),
         ({"x": shifted("history", 0)}, "x", OWN, "an overlap with history[0]"),
         ({"gates": lambda g, a: [a["x"][0, 0], g[1]]}, "x", OWN, "an overlap with gates[0]"),
+        ({"x": negated}, "x", NOT_NEGATED, NEGATED),
+        ({"weights": to(FP64)}, "weights", "dtype float32", "float64"),
+        ({"weights": strided}, "weights", CONTIGUOUS, "strides [6, 2] for shape [2, 3]"),
+        ({"gates.0": strided}, "gates[0]", CONTIGUOUS, "strides [2] for shape [4]"),
+        ({"x": lambda x, _: x.sum(), "history": lambda h, _: [t.sum() for t in h]},
+         "x", "at least one dimension when gates are given", "shape []"),
     ],
     "forecast_residual_packed_": [
         ({"history": shaped(2, 3, 2, 3, 5)}, "history", "shape [L, K, 2, 3, 4]", "[2, 3, 2, 3, 5]"),
@@ -261,8 +290,19 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"gates": shaped(2, 3, 4)}, "gates", "shape [2, 1, 4] or [2, 2, 4]", "[2, 3, 4]"),
         ({"gates": to(BF16)}, "gates", "dtype float32", "bfloat16"),
         ({"x": lambda x, a: a["history"][1, 2]}, "x", OWN, "an overlap with history"),
+        ({"x": negated}, "x", NOT_NEGATED, NEGATED),
         ({"x": lambda x, _: x.view(6, 4), "history": shaped(2, 3, 6, 4)},
          "x", "shape [B, S, D] when gates are given", "[6, 4]"),
+        ({"x": to(torch.bool)}, "x", FLOATS, "bool"),
+        ({"history": to(torch.uint8)}, "history", FLOATS, "uint8"),
+        ({"history": on_meta}, "history", "device {device} like x", "meta"),
+        ({"history": transposed},
+         "history", CONTIGUOUS, "strides [72, 24, 12, 1, 3] for shape [2, 3, 2, 3, 4]"),
+        ({"weights": to(FP64)}, "weights", "dtype float32", "float64"),
+        ({"weights": strided}, "weights", CONTIGUOUS, "strides [6, 2] for shape [2, 3]"),
+        ({"weights": with_entry(4, NAN)}, "weights", FINITE, "nan at index 4"),
+        ({"gates": strided}, "gates", CONTIGUOUS, "strides [8, 8, 2] for shape [2, 1, 4]"),
+        ({"gates": empty_on_meta}, "gates", "device {device} like x", "meta"),
     ],
     "commit_": [
         ({"feature": to(torch.complex64)}, "feature", FLOATS, "complex64"),
@@ -292,6 +332,11 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"feature": shifted("history", 2)}, "history[2]", OWN, "an overlap with feature"),
         ({"stats": lambda t, a: a["feature"].view(-1)[:2]},
          "stats", OWN, "an overlap with feature"),
+        ({"history.1": negated}, "history[1]", NOT_NEGATED, NEGATED),
+        ({"stats": negated}, "stats", NOT_NEGATED, NEGATED),
+        ({"stats": strided}, "stats", CONTIGUOUS, "strides [2] for shape [2]"),
+        ({"transition": shaped(3, 4), "stats": empty_on_meta},
+         "stats", "device {device} like feature", "meta"),
     ],
     "commit_list_": [
         ({"features": value([])}, "features", "1 to 256 tensors", "0"),
@@ -304,6 +349,12 @@ TABLE: dict[str, list[tuple[dict[str, Change], str, str, str]]] = {
         ({"transition": shaped(2, 4)}, "transition", "shape [K + R, K + 1], K up to 8", "[2, 4]"),
         ({"stats": shaped(2)}, "stats", "shape [2, 2]", "[2]"),
         ({"history.3": take("history", 2)}, "history[2]", OWN, "an overlap with history[3]"),
+        ({"history.5": negated}, "history[5]", NOT_NEGATED, NEGATED),
+        ({"stats": negated}, "stats", NOT_NEGATED, NEGATED),
+        ({"features.0": to(torch.int32)}, "features[0]", FLOATS, "int32"),
+        ({"features.1": on_meta}, "features[1]", "device {device} like features[0]", "meta"),
+        ({"features.1": transposed}, "features[1]", CONTIGUOUS, STRIDES),
+        ({"transition": with_entry(7, -INF)}, "transition", FINITE, "-inf at index 7"),
     ],
 }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import Backend
+from backends import Backend, overload
 from bad_inputs import CASES, bad_call, valid_call
 from tensors import same_bits
 
@@ -22,8 +22,9 @@ def tensors_of(args):
 def snapshot(args):
     """The memory behind every argument."""
     seen = [t.detach() for t in tensors_of(args) if t.device.type != "meta" and not t.is_sparse]
+    plain = [torch._neg_view(t) if t.is_neg() else t for t in seen]
     return [torch.as_strided(t, (t.untyped_storage().nbytes() // t.element_size(),), (1,), 0)
-            for t in seen]  # fmt: skip
+            for t in plain]  # fmt: skip
 
 
 def message_of(case, device):
@@ -77,12 +78,48 @@ def test_float64_is_for_the_reference(backend):
     refuses(lambda: backend.call("forecast", *args.values()), args, f"foca::forecast: {message}")
 
 
+def test_every_other_dtype_is_refused_by_its_name(backend):
+    taken = {torch.bfloat16, torch.float16, torch.float32, torch.float64}
+    for dtype in {
+        value for value in vars(torch).values() if isinstance(value, torch.dtype)
+    } - taken:
+        try:
+            x = torch.empty(2, dtype=dtype, device=backend.device)
+        except (RuntimeError, NotImplementedError):  # quantised: no plain tensor has it
+            continue
+        got = str(dtype).removeprefix("torch.")
+        text = f"'history[0]': expected dtype bfloat16, float16 or float32, got {got}"
+        with pytest.raises(RuntimeError) as error:
+            backend.call("forecast", [x], torch.ones(1))
+        assert str(error.value).splitlines()[0] == f"foca::forecast: argument {text}"
+
+
 def test_small_tensors_on_the_device_are_not_checked_for_values(backend):
     if backend.device == "cpu":
         pytest.skip("on the CPU the small tensors are host tensors")
     x = torch.ones(3, device=backend.device)
     weights = torch.tensor([float("nan")], device=backend.device)
     assert backend.call("forecast", [x], weights).isnan().all()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_negative_views_are_read_as_their_values(name, mode):
+    """Of every argument that is not written, alone."""
+    function = FUNCTIONS[name]
+    backend = Backend("", "cpu", {function: overload(name)})
+    written = [a.name for a in overload(name)._schema.arguments if a.alias_info]
+    with mode():
+        for argument, given in valid_call(function, "cpu").items():
+            if argument in written or isinstance(given, float):
+                continue
+            args, want = valid_call(function, "cpu"), valid_call(function, "cpu")
+            many = isinstance(given, list)
+            view = [torch._neg_view(-t) for t in given] if many else torch._neg_view(-given)
+            results = [backend.call(function, *a.values()) for a in (args | {argument: view}, want)]
+            assert results[0] is results[1] or same_bits(*results)
+            for pair in zip(tensors_of(args), tensors_of(want), strict=True):
+                assert same_bits(*pair), argument
 
 
 def test_empty_tensors_never_overlap(backend):

@@ -77,6 +77,14 @@ def test_interval(interval, warmup, tail):
         (lambda: planner.TaylorSeer(warmup=0), "'warmup'"),
         (lambda: planner.Interval(0), "'interval'"),
         (lambda: planner.Interval(5, 0), "'warmup'"),
+        (
+            lambda: planner.Interval(5, tail=-5),
+            "Interval: argument 'tail': expected an integer >= 0",
+        ),
+        (
+            lambda: planner.Interval(5).full_steps(-3),
+            "'num_steps': expected an integer >= 0, got -3",
+        ),
         (lambda: planner.FoCa().transition([0.0], []), "'anchors'"),
         (lambda: planner.FoCa().transition([0.0, 1.0], [1, 1]), "'anchors'"),
         (lambda: planner.FoCa().transition([0.0, 1.0], [-1, 1]), "'anchors'"),
@@ -90,3 +98,16 @@ def test_bad_arguments(call, words):
     with pytest.raises(ValueError, match="argument") as caught:
         call()
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("tail", [None, 0, 2**63 - 1])
+def test_an_interval_ends_at_the_largest_step(tail):
+    """Where Python counts on, 64 bits end: never at a negative step."""
+    largest = 2**63 - 1
+    for interval in (largest, largest - 2):
+        compiled = planner.Interval(interval, tail=tail)
+        python = schedules.Interval(interval, tail=tail)
+        assert compiled.full_steps(10) == list(python.full_steps(10))
+        for last in (2, 3, largest - 1, largest):
+            due = python.next_full([0, 1, last])
+            assert compiled.next_full([0, 1, last]) == min(due, largest)

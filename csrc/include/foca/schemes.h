@@ -20,6 +20,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -254,19 +255,27 @@ class Interval {
   std::int64_t next_full(const Steps& anchors) const {
     if (anchors.empty()) return 0;
     const bool warming_up = static_cast<std::int64_t>(anchors.size()) < warmup_;
-    std::int64_t due = anchors.back() + (warming_up ? 1 : interval_);
-    if (tail_ >= 0 && due > tail_) due = std::max(tail_, anchors.back() + 1);
-    return due;
+    const std::int64_t due = later(anchors.back(), warming_up ? 1 : interval_);
+    return tail_ >= 0 && due > tail_ ? std::max(tail_, later(anchors.back(), 1)) : due;
   }
 
   // All full steps out of num_steps.
   Steps full_steps(std::int64_t num_steps) const {
+    if (num_steps < 0) {
+      throw detail::fault("Interval", "num_steps", "an integer >= 0", std::to_string(num_steps));
+    }
     Steps steps;
     for (std::int64_t s = next_full(steps); s < num_steps; s = next_full(steps)) steps.push_back(s);
     return steps;
   }
 
  private:
+  // step + gap, or the largest number there is.
+  static std::int64_t later(std::int64_t step, std::int64_t gap) {
+    const std::int64_t largest = std::numeric_limits<std::int64_t>::max();
+    return step > largest - gap ? largest : step + gap;
+  }
+
   std::int64_t interval_;
   std::int64_t warmup_;
   std::int64_t tail_;
