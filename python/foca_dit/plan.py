@@ -18,6 +18,7 @@ from foca_dit import schemes
 from foca_dit.files import is_finite_number
 from foca_dit.schedules import Schedule
 from foca_dit.schemes.base import Scheme, Table, check_monotone, fault, require_int
+from foca_kernels.schemas import MAX_HISTORY
 
 FORMAT = "foca-plan"
 VERSION = 1
@@ -49,6 +50,8 @@ class Plan:
         if not isinstance(self.scheme, Mapping) or not isinstance(self.scheme.get("name"), str):
             raise ValueError(fault("Plan", "scheme", "an object with a name", repr(self.scheme)))
         k = require_int("Plan", "history_size", self.history_size, 1)
+        if k > MAX_HISTORY:
+            raise ValueError(fault("Plan", "history_size", f"at most {MAX_HISTORY}", k))
         if not self.tau:
             raise ValueError(fault("Plan", "tau", "at least one time", "none"))
         check_monotone("Plan", self.tau)
@@ -68,8 +71,14 @@ class Plan:
             if table.shape != shape:
                 name, got = f"tables[{step}]", f"shape {list(table.shape)}"
                 raise ValueError(fault("Plan", name, f"shape {list(shape)}", got))
-            if not np.isfinite(table).all():
-                raise ValueError(fault("Plan", f"tables[{step}]", "finite values", table.tolist()))
+            with np.errstate(over="ignore"):
+                finite = np.isfinite(table.astype(np.float32)).all()
+            if not finite:
+                expected = "values that are finite in float32"
+                raise ValueError(fault("Plan", f"tables[{step}]", expected, table.tolist()))
+        if (old := self.tables[0][:, :-1]).any():
+            expected = "a transition that reads no old history (its last column alone)"
+            raise ValueError(fault("Plan", "tables[0]", expected, old.tolist()))
 
     @classmethod
     def build(
@@ -150,7 +159,10 @@ class Plan:
         Raises:
             ValueError: The text is no JSON, no plan, of another version, or inconsistent.
         """
-        data = json.loads(text)
+        try:
+            data = json.loads(text)
+        except RecursionError:
+            raise ValueError("Plan.from_json: expected a plan, got lists nested too deep") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ValueError(f"Plan.from_json: expected an object with format {FORMAT!r}")
         if data.get("version") != VERSION:
@@ -179,7 +191,10 @@ class Plan:
             else:
                 expected = "an object with either 'transition' or 'weights'"
                 raise ValueError(fault("Plan.from_json", f"steps[{i}]", expected, repr(entry)))
-        return cls(data["scheme"], data["history_size"], tau, tuple(full_steps), tuple(tables))
+        size = data["history_size"]
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise ValueError(fault("Plan.from_json", "history_size", "an integer", repr(size)))
+        return cls(data["scheme"], size, tau, tuple(full_steps), tuple(tables))
 
     def _data(self) -> dict[str, Any]:
         return {
