@@ -84,6 +84,7 @@ class Trajectory:
     tau: list[float] = field(default_factory=list)
     _shape: tuple[object, ...] | None = None
     _sample: torch.Tensor | None = None
+    _looked_at: tuple[torch.Tensor, torch.Tensor] | None = None  # a sample, and its fingerprint
     _conditions: list[Seen] = field(default_factory=list)
 
     @property
@@ -95,6 +96,7 @@ class Trajectory:
         self, timestep: float, sample: torch.Tensor, conditions: Sequence[torch.Tensor] = ()
     ) -> str | None:
         """Why this call does not continue the trajectory, or None if it does."""
+        self._looked_at = None
         if not self.timesteps:
             return None
         if self._shape != _signature(sample):
@@ -103,7 +105,7 @@ class Trajectory:
             return reasons.TURNED_BACK
         if self.watch and not self.keeps(conditions):
             return reasons.RECONDITIONED
-        if self._sample is not None and not continues(self._sample, fingerprint(sample)):
+        if self._sample is not None and not continues(self._sample, self._look_at(sample)):
             return reasons.DISCONTINUOUS
         return None
 
@@ -121,10 +123,17 @@ class Trajectory:
             self.tau.append(self.clock(timestep, len(self.tau)))  # may raise: it may be the user's
             self.timesteps.append(timestep)
         self._shape = _signature(sample)
-        self._sample = fingerprint(sample) if self.watch else None
+        self._sample = self._look_at(sample) if self.watch else None
+        self._looked_at = None
         if self.watch and not self.keeps(conditions):
             self._conditions = [Seen(value) for value in conditions]
         return self.step
+
+    def _look_at(self, sample: torch.Tensor) -> torch.Tensor:
+        """The fingerprint of a sample, taken once a call: by `break_with`, for `advance`."""
+        if self._looked_at is None or self._looked_at[0] is not sample:
+            self._looked_at = sample, fingerprint(sample)
+        return self._looked_at[1]
 
     def keeps(self, conditions: Sequence[torch.Tensor]) -> bool:
         """Whether these conditions are those of the last call."""

@@ -245,11 +245,11 @@ class ModelHook(Hook):
         if (name := self.spec.forbidden(bound)) is not None:
             return f"the call passes {name}, which feeds something in between the blocks"
         for block in self._blocks:
-            for module in filter(None, (block, *block._modules.values())):
-                if (other := registry.replaced_by(module)) is not None:
-                    return f"{other} of diffusers replaces what the blocks compute"
-                if (other := registry.changed_by(module)) is not None:
-                    return f"the hook {other} may change what the blocks compute"
+            for module in (block, *block._modules.values()):
+                if module is None or "_diffusers_hook" not in module.__dict__:
+                    continue  # most have none, and this is asked at every step
+                if (reason := registry.disturbed_by(module)) is not None:
+                    return reason
             if self.granularity == "module" and getattr(block, "_chunk_size", None) is not None:
                 return "forward chunking runs the blocks' feed-forwards in pieces"
         for module in self._watched:

@@ -195,21 +195,31 @@ def move(root: torch.nn.Module, old: torch.nn.Module, new: torch.nn.Module) -> N
 
 def replaced_by(module: torch.nn.Module) -> str | None:
     """What else replaces this module's output: the name of a technique of diffusers, or None."""
+    return next((REPLACING[n] for hook in _others(module) if (n := _technique(hook))), None)
+
+
+def disturbed_by(module: torch.nn.Module) -> str | None:
+    """What else in diffusers' registry replaces this module's output, or may; or None."""
     for hook in _others(module):
-        package, _, name = type(hook).__module__.rpartition(".")
-        if package == "diffusers.hooks" and name in REPLACING:
-            return REPLACING[name]
+        if name := _technique(hook):
+            return f"{REPLACING[name]} of diffusers replaces what the blocks compute"
+        if not _is_harmless(type(hook)):
+            return f"the hook {type(hook).__name__} may change what the blocks compute"
     return None
 
 
-def changed_by(module: torch.nn.Module) -> str | None:
-    """A hook in diffusers' registry that is not diffusers' own and may change the output."""
-    return next((type(h).__name__ for h in _others(module) if not _is_harmless(type(h))), None)
-
-
 def _others(module: torch.nn.Module) -> Iterable[Any]:
+    """The hooks beside ours."""
     registry = module.__dict__.get("_diffusers_hook")
-    return () if registry is None else registry.hooks.values()
+    if registry is None:
+        return ()
+    return [hook for hook in registry.hooks.values() if not isinstance(hook, Hook)]
+
+
+def _technique(hook: Any) -> str:
+    """The module of diffusers that a hook which replaces outputs comes from; "": another hook."""
+    package, _, name = type(hook).__module__.rpartition(".")
+    return name if package == "diffusers.hooks" and name in REPLACING else ""
 
 
 def may_be_changed(module: torch.nn.Module, before: bool) -> bool:
