@@ -50,14 +50,14 @@ class Seen:
         self._reference = weakref.ref(value)
         self._version = _version(value)
         self._signature = _signature(value)
-        self._fingerprint = fingerprint(value)
+        self._fingerprint = torch.nan_to_num(fingerprint(value))  # padding may hold anything
 
     def is_still(self, value: torch.Tensor) -> bool:
         """Whether a tensor is this one, or has its values (a host read)."""
         if self._reference() is value and _version(value) == self._version is not None:
             return True
         return _signature(value) == self._signature and torch.equal(
-            fingerprint(value), self._fingerprint
+            torch.nan_to_num(fingerprint(value)), self._fingerprint
         )
 
 
@@ -84,7 +84,10 @@ class Trajectory:
     tau: list[float] = field(default_factory=list)
     _shape: tuple[object, ...] | None = None
     _sample: torch.Tensor | None = None
-    _looked_at: tuple[torch.Tensor, torch.Tensor] | None = None  # a sample, and its fingerprint
+    # What `break_with` found out for the `advance` after it: the fingerprint of a sample, and
+    # whether the conditions are kept.
+    _looked_at: tuple[torch.Tensor, torch.Tensor] | None = None
+    _kept: bool | None = None
     _conditions: list[Seen] = field(default_factory=list)
 
     @property
@@ -96,15 +99,17 @@ class Trajectory:
         self, timestep: float, sample: torch.Tensor, conditions: Sequence[torch.Tensor] = ()
     ) -> str | None:
         """Why this call does not continue the trajectory, or None if it does."""
-        self._looked_at = None
+        self._looked_at = self._kept = None
         if not self.timesteps:
             return None
         if self._shape != _signature(sample):
             return reasons.RESHAPED
         if turns_back(self.timesteps, timestep):
             return reasons.TURNED_BACK
-        if self.watch and not self.keeps(conditions):
-            return reasons.RECONDITIONED
+        if self.watch:
+            self._kept = self.keeps(conditions)
+            if not self._kept:
+                return reasons.RECONDITIONED
         if self._sample is not None and not continues(self._sample, self._look_at(sample)):
             return reasons.DISCONTINUOUS
         return None
@@ -124,8 +129,9 @@ class Trajectory:
             self.timesteps.append(timestep)
         self._shape = _signature(sample)
         self._sample = self._look_at(sample) if self.watch else None
-        self._looked_at = None
-        if self.watch and not self.keeps(conditions):
+        kept = self.watch and (self._kept or self.keeps(conditions))
+        self._looked_at = self._kept = None
+        if self.watch and not kept:
             self._conditions = [Seen(value) for value in conditions]
         return self.step
 

@@ -15,6 +15,7 @@ from foca_dit import (
     cache_scope,
     foca_cache_stats,
 )
+from foca_dit.adapters.hooks import find_hook
 
 CONFIG = FoCaCacheConfig(cache_interval=3)
 TIMESTEPS = [900.0 - 75.0 * step for step in range(12)]
@@ -93,12 +94,32 @@ def test_a_scope_can_be_left_in_another_thread():
 
     opened = generator()
     next(opened)
+    assert find_hook(model).scope is not None
     thread = threading.Thread(target=opened.close)
     thread.start()
     thread.join()
+    assert find_hook(model).scope is None
     with cache_scope(model, state := CacheState(CONFIG)):
         _step(model, _noise(0), 900.0)
     assert state.stats.full_steps == 1
+
+
+def test_scopes_of_two_models_do_not_mind_each_other():
+    first, second = (apply_foca_cache(tiny_dit(), CONFIG) for _ in range(2))
+    states = CacheState(CONFIG), CacheState(CONFIG)
+
+    def opened(model, state):
+        with cache_scope(model, state):
+            yield
+
+    a, b = opened(first, states[0]), opened(second, states[1])
+    next(a)
+    next(b)
+    a.close()
+    assert find_hook(first).scope is None
+    assert find_hook(second).scope.state is states[1]
+    b.close()
+    assert find_hook(first).scope is find_hook(second).scope is None
 
 
 def test_a_pipeline_that_names_its_branches_runs_inside_one_scope():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foca_dit.clock import NoiseLevels, make_clock
-from foca_dit.trajectory import Trajectory
+from foca_dit.trajectory import Trajectory, fingerprint
 
 
 def trajectory(time="step"):
@@ -59,10 +59,29 @@ def test_another_prompt_breaks_and_the_same_one_in_another_tensor_does_not():
     changed[4:8] = 0.0
     for other in ([changed], [], [prompt, prompt], [prompt[:4999]], [prompt.to(torch.int64)]):
         assert "prompt" in path.break_with(800.0, x, other)
+    prompt[0] = float("nan")  # in padding, say
+    path.advance(850.0, x, [prompt])
+    assert path.break_with(800.0, x, [prompt.clone()]) is None
     prompt[:9] = -1.0  # written to, as a server does with its buffers
     assert "prompt" in path.break_with(800.0, x, [prompt])
     path.advance(800.0, x, [prompt])
     assert path.break_with(700.0, x, [prompt]) is None
+
+
+def test_conditions_are_read_once_a_call(monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        "foca_dit.trajectory.fingerprint", lambda value: (read.append(value), fingerprint(value))[1]
+    )
+    path, x, prompt = trajectory(), torch.ones(4), torch.arange(50.0)
+    path.advance(900.0, x, [prompt])
+    read.clear()
+    for timestep, given, times in ((800.0, prompt, 0), (700.0, prompt.clone(), 1)):
+        assert path.break_with(timestep, x, [given]) is None
+        path.advance(timestep, x, [given])
+        assert sum(value is given for value in read) == times
+        assert sum(value is x for value in read) == 1
+        read.clear()
 
 
 @torch.inference_mode()

@@ -13,10 +13,10 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -43,11 +43,20 @@ _moving = threading.Lock()  # threads that begin at once move a hook once
 _UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 
 
-class Scope(NamedTuple):
-    """What `cache_scope` sets for the calls inside it."""
+@dataclass(eq=False)
+class Scope:
+    """What `cache_scope` sets for the calls inside it.
+
+    Attributes:
+        state, branch: of these calls.
+        outer: the scope around it.
+        left: whether it is over; a task that it is not left in may still have it.
+    """
 
     state: CacheState | None
     branch: str
+    outer: Scope | None
+    left: bool = False
 
 
 # Of this task or thread; a call that asyncio hands to a thread takes it along.
@@ -103,17 +112,24 @@ class ModelHook(Hook):
     @property
     def scope(self) -> Scope | None:
         """That of the innermost `cache_scope` around the call, if there is any."""
-        return _SCOPES.get({}).get(self)
+        scope = _SCOPES.get({}).get(self)
+        while scope is not None and scope.left:
+            scope = scope.outer
+        return scope
 
     @contextmanager
     def scoped(self, state: CacheState | None, branch: str) -> Iterator[None]:
         """Sets the scope of the calls inside."""
-        token = _SCOPES.set({**_SCOPES.get({}), self: Scope(state, branch)})
+        scope = Scope(state, branch, self.scope)
+        _SCOPES.set({**_SCOPES.get({}), self: scope})
         try:
             yield
         finally:
-            with suppress(ValueError):  # left in another task, which never had it
-                _SCOPES.reset(token)
+            scope.left, scope.state = True, None
+            # Scopes of other models, left earlier or later, stay as they are.
+            others = {hook: known for hook, known in _SCOPES.get({}).items() if hook is not self}
+            inner = self.scope
+            _SCOPES.set(others if inner is None else {**others, self: inner})
 
     @property
     def states(self) -> tuple[CacheState, ...]:
@@ -253,8 +269,9 @@ class ModelHook(Hook):
             if self.granularity == "module" and getattr(block, "_chunk_size", None) is not None:
                 return "forward chunking runs the blocks' feed-forwards in pieces"
         for module in self._watched:
-            if registry.may_be_changed(module, before=self.granularity == "stack"):
-                return f"a forward hook on {type(module).__name__} may change what is cached"
+            if hook := registry.changed_by(module, before=self.granularity == "stack"):
+                where = f"a forward hook on {type(module).__name__} ({hook})"
+                return f"{where} may change what is cached"
         return None
 
     @property

@@ -34,6 +34,10 @@ REPLACING = {
 }
 
 
+# Packages whose hooks move, cast, shard, log or count.
+_HARMLESS = ("torch", "torchao", "diffusers", "accelerate", "peft", "foca_dit")
+
+
 class Hook:
     """What both registries expect of a hook; `new_forward` is called in the place of `forward`.
 
@@ -222,22 +226,27 @@ def _technique(hook: Any) -> str:
     return name if package == "diffusers.hooks" and name in REPLACING else ""
 
 
-def may_be_changed(module: torch.nn.Module, before: bool) -> bool:
-    """Whether forward hooks of torch, set by someone else, may change the output of a module.
+def changed_by(module: torch.nn.Module, before: bool) -> str | None:
+    """A forward hook of torch, set by someone else, that may change the output of a module.
 
     Args:
         before: whether those that run before it count, too.
+
+    Returns:
+        Its name, or None if there is none.
     """
     hooks = list(module._forward_hooks.values())
     if before:
         hooks += module._forward_pre_hooks.values()
-    return any(not _is_harmless(getattr(hook, "func", hook)) for hook in hooks)
+    functions = (getattr(hook, "func", hook) for hook in hooks)  # of partials
+    suspects = (f for f in functions if not _is_harmless(f))
+    return next((getattr(f, "__qualname__", type(f).__qualname__) for f in suspects), None)
 
 
 def _is_harmless(hook: Any) -> bool:
-    """Whether a hook comes from a package whose hooks move, cast or count, but change no values."""
+    """Whether a hook comes from a package whose hooks change no values."""
     module = getattr(hook, "__module__", None) or type(hook).__module__
-    return module.partition(".")[0] in ("torch", "diffusers", "accelerate", "peft", "foca_dit")
+    return module.partition(".")[0] in _HARMLESS
 
 
 def check_copyable(root: torch.nn.Module) -> None:
