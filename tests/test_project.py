@@ -18,7 +18,8 @@ BELOW_STATE = {
     "tuned",
 }  # fmt: skip
 STATE = {
-    "state", "branch", "ahead", "history", "graphs", "capture", "trajectory", "stats", "reasons",
+    "state", "family", "branch", "ahead", "history", "graphs", "capture", "trajectory", "stats",
+    "reasons",
 }  # fmt: skip
 ALLOWED = {
     **dict.fromkeys(BELOW_STATE, BELOW_STATE),

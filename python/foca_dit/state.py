@@ -4,12 +4,9 @@ one per request and switch between them call by call.
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any
-from weakref import ReferenceType, WeakSet, finalize, ref
+from weakref import ReferenceType, ref
 
 import torch
 
@@ -17,6 +14,7 @@ from foca_dit import reasons, times
 from foca_dit.branch import Branch, BranchCounter
 from foca_dit.clock import NoiseLevels, make_clock
 from foca_dit.config import FoCaCacheConfig, Settings, checked
+from foca_dit.family import Family
 from foca_dit.history import FeatureHistories
 from foca_dit.schedules import Decision
 from foca_dit.stats import CacheStats, Generation
@@ -25,43 +23,6 @@ from foca_dit.trajectory import Trajectory
 
 _BY_NOISE = ("sigma", "log_snr")  # time variables that are read off noise levels
 MOST_BRANCHES = 16  # that are told apart by counting: a call repeated for ever must not fill memory
-
-
-class _Family:
-    """What the states of one model have in common, one state in every thread. A copy has none yet.
-
-    Attributes:
-        states: those of the threads that are alive.
-    """
-
-    def __init__(self) -> None:
-        self._states: WeakSet[CacheState] = WeakSet()
-        self._departed: list[CacheStats] = []
-        self._gone = CacheStats()
-        self._lock = threading.Lock()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Family:
-        copied: _Family = memo.setdefault(id(self), _Family())
-        return copied
-
-    @property
-    def states(self) -> tuple[CacheState, ...]:
-        with self._lock:
-            return tuple(self._states)
-
-    def take_in(self, state: CacheState) -> None:
-        self.departed()  # folded now and then, where nobody asks for the counts
-        with self._lock:
-            self._states.add(state)
-        # The counts outlive the thread. Finalizers run anywhere, so this one only appends.
-        finalize(state, self._departed.append, state.stats).atexit = False
-
-    def departed(self) -> CacheStats:
-        """The counts of all threads that are gone."""
-        with self._lock:
-            while self._departed:
-                self._gone.add(self._departed.pop())
-            return replace(self._gone)
 
 
 class CacheState:
@@ -94,7 +55,7 @@ class CacheState:
         self._decision: tuple[Trajectory, tuple[int, ...], Decision] | None = None
         self._generation = Generation(self.stats)
         self._warned = self._misfit_said = False
-        self._family = _Family()
+        self._family = Family()
 
     def sibling(self) -> CacheState:
         """An empty state with the same settings and model, for another thread."""
@@ -107,7 +68,7 @@ class CacheState:
         other = CacheState.__new__(CacheState)
         other.__dict__.update(self.__dict__)
         other.stats = CacheStats()
-        other._generation, other._family = Generation(other.stats), _Family()
+        other._generation, other._family = Generation(other.stats), Family()
         other._warned = other._misfit_said = False
         other._forget_all()
         return other
