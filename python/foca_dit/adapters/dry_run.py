@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,6 +60,8 @@ class Account:
 class Allocated(TorchDispatchMode):
     """Counts the bytes of the storages that live, among those made inside it, on any device.
 
+    What is made `uncounted` is left out.
+
     Attributes:
         now: the bytes that live.
         peak: the most that lived at one time.
@@ -68,9 +71,21 @@ class Allocated(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: set[int] = set()
+        self._off = False
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leaves out what is made inside."""
+        self._off = True
+        try:
+            yield
+        finally:
+            self._off = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if self._off:
+            return result
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._note(tensor.untyped_storage())
@@ -91,16 +106,21 @@ class Allocated(TorchDispatchMode):
 
 
 class _Chosen(FeatureHistories):
-    """Histories of which the caller says what is due; they are folded at the first step only."""
+    """Histories of which the caller says what is due; they are folded at the first step only.
+
+    They are not counted as allocated: that would find them half grown at the fullest moment.
+    """
 
     due_features: frozenset[int] = frozenset()
+    allocated = Allocated()
 
     def due(self, feature: int) -> bool:
         return feature in self.due_features
 
     def commit(self, feature: int, value: torch.Tensor) -> None:
         if self._step == 0:
-            super().commit(feature, value)
+            with self.allocated.uncounted():
+                super().commit(feature, value)
 
 
 def on_meta(model: torch.nn.Module) -> torch.nn.Module:
@@ -183,13 +203,12 @@ def _account(
             run(1, mode, due)
         return int(counter.get_total_flops())
 
-    run(0, "full")
-    skipped = flops("skip")
-    with Allocated() as cached:  # the histories stand by now, and beside them
+    with Allocated() as histories.allocated:
         run(0, "full")
-        run(1, "skip")
+        skipped = flops("skip")
     by_pattern = {due: flops("modules", due) for due in set(mixed)}
     sample = as_batch(arguments.get(spec.sample))
+    beside = max(histories.allocated.peak - uncached_peak, 0)
     watched = min(sample.numel(), FINGERPRINT_SIZE) if isinstance(sample, torch.Tensor) else 0
     uninstall(model)
     return Account(
@@ -198,7 +217,7 @@ def _account(
         histories.nbytes,
         full_flops,
         skipped,
-        peak_nbytes=histories.nbytes + max(cached.peak - uncached_peak, 0) + 4 * watched,
+        peak_nbytes=histories.nbytes + beside + 4 * watched,
         mixed_flops=tuple(by_pattern[due] for due in mixed),
     )
 
