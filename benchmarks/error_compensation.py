@@ -27,7 +27,7 @@ from _measure import RESULTS, Results
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tqdm import tqdm
 
-from foca_dit import FoCaCacheConfig, Interval, StepMask, apply_foca_cache, remove_foca_cache
+from foca_dit import FoCaCacheConfig, Interval, StepMask, foca_cache
 from foca_dit.analysis.metrics import psnr
 from foca_dit.analysis.sampling import sample
 from foca_dit.calibration.eoc import calibrate_eoc
@@ -100,9 +100,8 @@ def main() -> None:
                     granularity="module",
                     history_dtype=torch.float32,
                 )
-                apply_foca_cache(model, config)
-                images = draw(shift, args.images, 1)
-                remove_foca_cache(model)
+                with foca_cache(model, config):
+                    images = draw(shift, args.images, 1)
                 results.add(
                     shift=shift,
                     method=method,

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from _measure import RESULTS, Results, markdown
 
-from foca_dit import FoCaCacheConfig, FullSteps, apply_foca_cache, remove_foca_cache
+from foca_dit import FoCaCacheConfig, FullSteps, foca_cache
 from foca_dit.calibration.influence import probe_steps
 from foca_dit.clock import NoiseLevels
 from foca_dit.evaluation.setting import Setting
@@ -54,9 +54,8 @@ def measured(setting: Setting, steps: int, probes: list[int]) -> list[float]:
     for probe in probes:
         others = FullSteps([step for step in range(steps) if step != probe])
         config = FoCaCacheConfig(scheme="reuse", schedule=others, granularity="output")
-        apply_foca_cache(pipeline, config)
-        moved = draw(setting) - full
-        remove_foca_cache(setting.model)
+        with foca_cache(pipeline, config):
+            moved = draw(setting) - full
         found.append(float(moved.norm() / (outputs[probe - 1] - outputs[probe]).norm()))
     return found
 

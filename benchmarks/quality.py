@@ -33,9 +33,8 @@ from foca_dit import (
     FoCaCacheConfig,
     Interval,
     Schedule,
-    apply_foca_cache,
+    foca_cache,
     foca_cache_stats,
-    remove_foca_cache,
     schemes,
 )
 from foca_dit.analysis.metrics import mean_psnr, psnr, temporal_psnr
@@ -196,10 +195,9 @@ class Bench:
             granularity=key["granularity"],
             history_dtype=history_dtype,
         )
-        apply_foca_cache(pipeline, config)
-        images = setting.draw(scheduler=scheduler).images
-        stats = foca_cache_stats(model)
-        remove_foca_cache(model)
+        with foca_cache(pipeline, config):
+            images = setting.draw(scheduler=scheduler).images
+            stats = foca_cache_stats(model)
         assert not stats["restarts"], stats
         more: dict[str, Any] = {"full_steps": stats["full_steps"], "nbytes": stats["nbytes"]}
         if stats["schedule"]:

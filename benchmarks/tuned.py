@@ -23,9 +23,8 @@ from tqdm import tqdm
 from foca_dit import (
     FoCaCacheConfig,
     FullSteps,
-    apply_foca_cache,
+    foca_cache,
     foca_cache_stats,
-    remove_foca_cache,
 )
 from foca_dit.analysis.metrics import mean_psnr, psnr
 from foca_dit.analysis.sampling import sample
@@ -79,10 +78,9 @@ def main() -> None:
                 ),
             }
             for name, config in settings.items():
-                apply_foca_cache(model, config)
-                images = sample(model, scheduler, noise, labels, args.steps)
-                done = foca_cache_stats(model)["full_steps"]
-                remove_foca_cache(model)
+                with foca_cache(model, config):
+                    images = sample(model, scheduler, noise, labels, args.steps)
+                    done = foca_cache_stats(model)["full_steps"]
                 results.add(
                     setting=name,
                     shift=shift,

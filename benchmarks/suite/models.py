@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from foca_dit import FoCaCacheConfig, apply_foca_cache, remove_foca_cache
+from foca_dit import FoCaCacheConfig, foca_cache
 from foca_dit.adapters.published import PUBLISHED, Request
 from foca_dit.schedules import Schedule
 
@@ -90,15 +90,12 @@ class Workload:
             x = x + (after - now) * self.call(x, now)
         return x
 
-    @contextmanager
-    def cached(self, granularity: str, schedule: Schedule, **more: Any) -> Iterator[None]:
+    def cached(
+        self, granularity: str, schedule: Schedule, **more: Any
+    ) -> AbstractContextManager[torch.nn.Module]:
         """With the paper's cache at one granularity."""
         config = FoCaCacheConfig(preset="paper", granularity=granularity, schedule=schedule, **more)
-        apply_foca_cache(self.model, config)
-        try:
-            yield
-        finally:
-            remove_foca_cache(self.model)
+        return foca_cache(self.model, config)
 
 
 def tokens(request: Request) -> int:

@@ -9,6 +9,7 @@ from foca_dit import schemes
 from foca_dit.api import (
     apply_foca_cache,
     cache_scope,
+    foca_cache,
     foca_cache_stats,
     register_adapter,
     remove_foca_cache,
@@ -29,6 +30,7 @@ __all__ = [
     "StepMask",
     "apply_foca_cache",
     "cache_scope",
+    "foca_cache",
     "foca_cache_stats",
     "plan_foca_cache",
     "register_adapter",

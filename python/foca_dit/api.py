@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "apply_foca_cache",
     "cache_scope",
+    "foca_cache",
     "foca_cache_stats",
     "register_adapter",
     "remove_foca_cache",
@@ -100,6 +101,25 @@ def remove_foca_cache(model_or_pipeline: Any) -> None:
 
     model, _ = _cached(model_or_pipeline)
     install.uninstall(model)
+
+
+@contextmanager
+def foca_cache(
+    model_or_pipeline: Any, config: FoCaCacheConfig | None = None
+) -> Iterator[torch.nn.Module]:
+    """`apply_foca_cache` for what runs inside it; the cache is taken out however that ends.
+
+    Args, errors: as `apply_foca_cache`.
+
+    Example:
+        >>> with foca_cache(pipe, FoCaCacheConfig(cache_interval=5)):
+        ...     image = pipe(prompt).images[0]
+    """
+    model = apply_foca_cache(model_or_pipeline, config)
+    try:
+        yield model
+    finally:
+        remove_foca_cache(model)
 
 
 def foca_cache_stats(model_or_pipeline: Any, state: CacheState | None = None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from foca_dit import (
     FullSteps,
     StepMask,
     apply_foca_cache,
+    foca_cache,
     foca_cache_stats,
     remove_foca_cache,
     schemes,
@@ -83,6 +84,19 @@ def test_removal_leaves_the_model_as_it_was(granularity):
     remove_foca_cache(model)
     assert torch.equal(draw(model), expected)
     assert _attributes(model) == before
+    with pytest.raises(ValueError, match="has no cache"):
+        foca_cache_stats(model)
+
+
+def test_a_block_takes_its_cache_out_however_it_is_left():
+    model = tiny_dit()
+    expected = draw(model)
+    with foca_cache(model, FoCaCacheConfig(cache_interval=5)) as cached:
+        assert cached is model
+        assert not torch.equal(draw(model), expected)
+    assert torch.equal(draw(model), expected)
+    with pytest.raises(KeyboardInterrupt), foca_cache(model):
+        raise KeyboardInterrupt
     with pytest.raises(ValueError, match="has no cache"):
         foca_cache_stats(model)
 

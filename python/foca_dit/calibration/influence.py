@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foca_dit.api import apply_foca_cache, remove_foca_cache
+from foca_dit.api import foca_cache
 from foca_dit.calibration.fit import forecast_error
 from foca_dit.calibration.grams import Array
 from foca_dit.config import FoCaCacheConfig
@@ -112,11 +112,8 @@ def model_influence(
     for probe in probes:
         schedule = FullSteps([step for step in range(steps) if step != probe])
         config = FoCaCacheConfig(scheme="reuse", schedule=schedule, granularity=granularity)
-        apply_foca_cache(model, config)
-        try:
+        with foca_cache(model, config):
             other = generate()
-        finally:
-            remove_foca_cache(model)
         if done is not None:
             done()
         moved = float((other.double() - full.double()).square().sum())

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from foca_dit.adapters.hooks import find_hook
-from foca_dit.api import apply_foca_cache, remove_foca_cache
+from foca_dit.api import foca_cache
 from foca_dit.branch import Branch
 from foca_dit.clock import NoiseLevels
 from foca_dit.config import FoCaCacheConfig
@@ -85,16 +85,13 @@ def recording(model: torch.nn.Module, granularity: str, sink: Sink) -> Iterator[
             cache already.
     """
     config = FoCaCacheConfig(cache_interval=1, granularity=granularity)
-    model = apply_foca_cache(model, config)
-    try:
+    with foca_cache(model, config) as model:
         hook = find_hook(model)
         assert hook is not None
         state = Recording(config, sink)
         state.attach(model, granularity, hook.features, hook.state.levels)
         hook.state = state
         yield state
-    finally:
-        remove_foca_cache(model)
 
 
 class Trajectories:

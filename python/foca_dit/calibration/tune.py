@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from foca_dit.analysis.metrics import psnr
-from foca_dit.api import apply_foca_cache, remove_foca_cache
+from foca_dit.api import foca_cache
 from foca_dit.calibration.fit import NOISE
 from foca_dit.calibration.grams import Array, record_grams
 from foca_dit.calibration.influence import model_influence, probe_steps, sampler_influence
@@ -229,17 +230,12 @@ def tune(
     """
 
     def images(config: FoCaCacheConfig | None, use: Sequence[int]) -> torch.Tensor:
-        if config is not None:
-            apply_foca_cache(model, config)
-        try:
-            drawn = []
+        drawn = []
+        with nullcontext() if config is None else foca_cache(model, config):
             for seed in use:
                 drawn.append(draw(seed))
                 if done is not None:
                     done()
-        finally:
-            if config is not None:
-                remove_foca_cache(model)
         return torch.cat(drawn)
 
     plans = {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foca_dit import FoCaCacheConfig, apply_foca_cache, remove_foca_cache, schemes, times
+from foca_dit import FoCaCacheConfig, foca_cache, schemes, times
 from foca_dit.analysis import claims, dynamics
 from foca_dit.analysis.metrics import psnr
 from foca_dit.cli.arguments import add_model, at_least
@@ -212,11 +212,8 @@ def _ablation(
                 granularity=args.granularity,
                 time=args.time,
             )
-            apply_foca_cache(pipeline, config)
-            try:
+            with foca_cache(pipeline, config):
                 images = draw()
-            finally:
-                remove_foca_cache(pipeline)
             found.setdefault(name, {})[interval] = psnr(images.nan_to_num(0, 2, -2), full)
             done()
     return found

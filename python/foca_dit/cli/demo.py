@@ -15,9 +15,8 @@ from foca_dit import (
     Adaptive,
     FoCaCacheConfig,
     Interval,
-    apply_foca_cache,
+    foca_cache,
     foca_cache_stats,
-    remove_foca_cache,
     schemes,
 )
 from foca_dit.analysis.metrics import psnr
@@ -171,10 +170,9 @@ def measure(model: torch.nn.Module, scheduler: Any, args: argparse.Namespace) ->
         before = full_step()
         for name, granularity, interval in settings:
             bar.set_description(f"{name}, {granularity}, N = {interval}")
-            apply_foca_cache(pipeline, _config(name, granularity, interval, timesteps))
-            images, seconds = timed(args.steps)
-            stats = foca_cache_stats(model)
-            remove_foca_cache(model)
+            with foca_cache(pipeline, _config(name, granularity, interval, timesteps)):
+                images, seconds = timed(args.steps)
+                stats = foca_cache_stats(model)
             after = full_step()
             rows.append(
                 Row(

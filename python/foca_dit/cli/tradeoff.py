@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache, schemes
+from foca_dit import FoCaCacheConfig, foca_cache, foca_cache_stats, schemes
 from foca_dit.analysis.metrics import psnr
 from foca_dit.cli.chart import Chart, Points
 
@@ -49,12 +49,9 @@ def measure_rivals(
                 config = FoCaCacheConfig(
                     scheme=scheme, cache_interval=interval, granularity=granularity
                 )
-                apply_foca_cache(pipeline, config)
-                try:
+                with foca_cache(pipeline, config):
                     images = torch.cat([draw(model, seed) for seed in seeds])
                     count = foca_cache_stats(model)["full_steps"] / len(seeds)
-                finally:
-                    remove_foca_cache(model)
                 lines.setdefault(name, []).append((count, psnr(images, full)))
                 bar.update()
         if has_cache_dit():

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from foca_dit import schemes
-from foca_dit.api import apply_foca_cache, cache_scope, foca_cache_stats, remove_foca_cache
+from foca_dit.api import cache_scope, foca_cache, foca_cache_stats
 from foca_dit.calibration.inflection import inflection_steps
 from foca_dit.calibration.means import record_means
 from foca_dit.config import HISTORY_DTYPES, FoCaCacheConfig
@@ -29,14 +29,11 @@ def cached(setting: Setting, config: FoCaCacheConfig, **details: Any) -> Outcome
         config = dataclasses.replace(config, history_dtype=dtype)
     scheduler = setting.sampler()
     pipeline = SimpleNamespace(transformer=setting.model, scheduler=scheduler)
-    apply_foca_cache(pipeline, config)
-    try:
-        state = CacheState(config)
-        with cache_scope(setting.model, state):
+    state = CacheState(config)
+    with foca_cache(pipeline, config) as model:
+        with cache_scope(model, state):
             drawn = setting.draw(scheduler=scheduler, begin=state.reset, **details)
-        stats = foca_cache_stats(setting.model, state)
-    finally:
-        remove_foca_cache(setting.model)
+        stats = foca_cache_stats(model, state)
     if stats["bypasses"] or stats["fallbacks"]:
         raise RuntimeError(f"eval: the cache was bypassed: {stats['bypasses']}{stats['fallbacks']}")
     extra = {"granularity": stats["granularity"], "scheme": stats["scheme"]}

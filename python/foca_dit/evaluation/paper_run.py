@@ -9,6 +9,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foca_dit.api import apply_foca_cache, remove_foca_cache
+from foca_dit.api import foca_cache
 from foca_dit.config import FoCaCacheConfig
 from foca_dit.estimate import plan_foca_cache
 from foca_dit.evaluation.paper_job import Item, Job, file_name
@@ -162,9 +163,7 @@ def generate(
     folder.mkdir(parents=True, exist_ok=True)
     times = folder.with_name(f"{folder.name}-{TIMES}")
     config = row.run.config
-    if config is not None:
-        apply_foca_cache(pipeline, config)
-    try:
+    with nullcontext() if config is None else foca_cache(pipeline, config):
         for batch in _batches(missing, job.batch if job.table.inputs == "classes" else 1):
             begun = time.perf_counter()
             drawn = _draw(job, pipeline, row, batch)
@@ -175,9 +174,6 @@ def generate(
                     log.write(f"{item.index},{seconds:.4f}\n")
                 if tick is not None:
                     tick()
-    finally:
-        if config is not None:
-            remove_foca_cache(pipeline)
 
 
 def _draw(job: Job, pipeline: Any, row: PaperRow, batch: Sequence[Item]) -> Sequence[Any]:
