@@ -96,6 +96,9 @@ def watched(run: Run, device: torch.device) -> Any:
         return run()
 
 
+replaying = threading.Lock()
+"""Held from a replay until what it filled is copied: the next one may fill the same memory."""
+
 _capturing = threading.Lock()
 _broken: list[str] = []  # why no more captures are made in this process
 
@@ -105,8 +108,8 @@ def _place(device: torch.device, stream: int) -> tuple[torch.cuda.Stream, torch.
     """The side stream for captures that are replayed on `stream`, and a graph that never goes.
 
     All of them take their memory from that graph's pool, and their libraries the workspaces of that
-    side stream: there are no more of either than there are streams, and since a stream runs one
-    replay after the other, none disturbs another.
+    side stream: there are no more of either than there are streams. A stream runs one replay after
+    the other, and `replaying` keeps the threads that share a stream from each other's outputs.
     """
     side, first = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
     with torch.cuda.stream(side):

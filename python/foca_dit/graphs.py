@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
-from foca_dit.capture import CAPTURES, NotCapturable, is_capturing, stream_of, watched
+from foca_dit.capture import (
+    CAPTURES,
+    NotCapturable,
+    is_capturing,
+    replaying,
+    stream_of,
+    watched,
+)
 from foca_dit.history import FeatureHistories
 from foca_dit.stats import CacheStats
 
@@ -86,8 +93,9 @@ class SkipGraph:
             if isinstance(own, torch.Tensor):
                 _dense(own).copy_(_dense(given), non_blocking=True)
         self._table.copy_(histories.table(), non_blocking=True)
-        self._replay()
-        return tree_map_only(torch.Tensor, torch.clone, self._output)
+        with replaying:
+            self._replay()
+            return tree_map_only(torch.Tensor, torch.clone, self._output)
 
 
 class SkippedSteps:

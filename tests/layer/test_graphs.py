@@ -1,5 +1,7 @@
 """Skipped steps replayed from a graph: recorded operators on a CPU, CUDA graphs on a GPU."""
 
+import threading
+import time
 import types
 from dataclasses import replace
 
@@ -8,6 +10,7 @@ import torch
 from cases import BY_NAME, CASES, WIDTH
 from diffusers import DiTTransformer2DModel
 from recorded import recorded
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from foca_dit import (
     CacheState,
@@ -138,6 +141,49 @@ def test_requests_have_graphs_of_their_own():
     assert torch.equal(outputs[0][-1], last)
     assert not torch.equal(outputs[1][-1], last)
     assert [state.stats.graph_replays for state in states] == [4, 4]
+
+
+def test_another_thread_replays_only_once_an_output_is_copied(monkeypatch):
+    """Graphs of one pool may fill the same memory, and a replay lets other threads run."""
+    shared = {}
+
+    def in_shared_memory(run, device):
+        replay, output = recorded(run, device)
+        leaves, spec = tree_flatten(output)
+        memory = [shared.setdefault(leaf.shape, torch.empty_like(leaf)) for leaf in leaves]
+
+        def replay_and_wait():
+            replay()
+            for place, leaf in zip(memory, leaves, strict=True):
+                place.copy_(leaf)
+            time.sleep(0.02)
+
+        return replay_and_wait, tree_unflatten(memory, spec)
+
+    monkeypatch.setitem(CAPTURES, "cpu", in_shared_memory)
+    model = apply_foca_cache(DIT.model(), config())
+    step_begins, outputs = threading.Barrier(2), [None, None]
+    x = [torch.randn(2, *DIT.shape, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+
+    @torch.no_grad()
+    def draw(number):
+        for step in range(4):
+            step_begins.wait(60)
+            now, labels = torch.full((2,), 900.0 - 100 * step), torch.tensor([1, 2])
+            outputs[number] = model(x[number], timestep=now, class_labels=labels).sample
+
+    threads = [threading.Thread(target=draw, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert foca_cache_stats(model)["graph_replays"] == 4
+    together = list(outputs)
+    for number in range(2):
+        step_begins = threading.Barrier(1)
+        model = apply_foca_cache(DIT.model(), config())
+        draw(number)
+        assert torch.equal(together[number], outputs[number])
 
 
 def _offloaded(model):
