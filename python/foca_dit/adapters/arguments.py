@@ -47,22 +47,15 @@ def requires_grad(arguments: dict[str, Any]) -> bool:
     return tree_any(lambda value: isinstance(value, torch.Tensor) and value.requires_grad, given)
 
 
-def one_timestep(timestep: Any) -> bool:
-    """Whether a timestep is given, and is the same for the whole batch."""
+def one_timestep(timestep: Any) -> float | None:
+    """The timestep of the whole batch; None if none is given, or samples differ (one host read)."""
     if not isinstance(timestep, torch.Tensor):
-        return timestep is not None
-    if timestep.dim() > 1:
-        timestep = _of_samples(timestep)
-    # A timestep expanded to the batch says so by its stride, without a look at its values.
-    flat = timestep.reshape(-1)
-    return flat.numel() == 1 or timestep.stride(0) == 0 or bool((flat == flat[0]).all())
-
-
-def scalar(timestep: Any) -> float:
-    """The timestep of the whole batch: the first sample's (a host read on a GPU)."""
-    if isinstance(timestep, torch.Tensor):
-        return float(_of_samples(timestep).reshape(-1)[0])
-    return float(timestep)
+        return None if timestep is None else float(timestep)
+    timestep = _of_samples(timestep)
+    # A timestep expanded to the batch says so by its stride: no other sample's has to be read.
+    is_expanded = timestep.dim() > 0 and timestep.stride(0) == 0
+    first, *others = (timestep[:1] if is_expanded else timestep.reshape(-1)).tolist()
+    return float(first) if all(other == first for other in others) else None
 
 
 def _of_samples(timestep: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,6 @@ from foca_dit.adapters.arguments import (
     named,
     one_timestep,
     requires_grad,
-    scalar,
     signature_of,
 )
 from foca_dit.adapters.block_hooks import Call, Mode
@@ -159,13 +158,15 @@ class ModelHook(Hook):
             self._signature = signature_of(type(module), self.spec.sample)
         bound = named(self._signature, module, args, kwargs)
         sample = as_batch(bound.get(self.spec.sample))
-        if (reason := self._why_not(bound, sample)) is not None:
+        reason = self._why_not(bound, sample)
+        timestep = None if reason else one_timestep(bound.get(self.spec.timestep))
+        if timestep is None:
+            reason = reason or "the call does not pass one timestep for the whole batch"
             state.stats.bypasses[reason] += 1
             state.forget(self._branch_name())  # it misses this step, so it cannot count on
             self._warn(reason)
             return run(*args, **kwargs)
         self._follow_scheduler(state)
-        timestep = scalar(bound[self.spec.timestep])
         dtype = getattr(bound[self.spec.timestep], "dtype", None)
         branch = state.enter(timestep, sample, self._branch_name(), dtype, conditions(bound))
         histories = branch.histories
@@ -246,9 +247,7 @@ class ModelHook(Hook):
         return self._outputs[histories].rebuild(histories.forecast(0), self.call.arguments)
 
     def _why_not(self, bound: dict[str, Any], sample: Any) -> str | None:
-        """Why this call cannot be cached, or None if it can."""
-        if not one_timestep(bound.get(self.spec.timestep)):
-            return "the call does not pass one timestep for the whole batch"
+        """Why this call cannot be cached, or None if it can at one timestep."""
         if is_list_of_tensors(sample):
             return f"the samples in the list '{self.spec.sample}' differ in shape, dtype or device"
         if not isinstance(sample, torch.Tensor):
