@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
 from foca_dit import FullSteps, Interval, foca_cache_stats
 from foca_dit.adapters.published import Request
@@ -207,18 +208,22 @@ def _generation(
 
 @contextmanager
 def counted_products(workload: Workload, wanted: bool = True) -> Iterator[list[int]]:
-    """Counts the multiply-adds of the Linear layers inside blocks: what a cache really computes."""
+    """Counts the multiply-adds of the Linear layers inside blocks: what a cache really computes.
+
+    By a hook on all modules there are: with one on a module that it caches, ours runs uncached.
+    """
     count = [0]
-
-    def see(linear: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        count[0] += args[0].numel() * linear.weight.shape[0]
-
-    linears = [
+    linears = {
         module
         for name, module in workload.model.named_modules()
         if isinstance(module, torch.nn.Linear) and name.split(".")[0].endswith("blocks")
-    ]
-    handles = [linear.register_forward_hook(see) for linear in linears if wanted]
+    }
+
+    def see(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if module in linears:
+            count[0] += args[0].numel() * module.weight.shape[0]
+
+    handles = [register_module_forward_hook(see)] if wanted else []
     try:
         yield count
     finally:

@@ -257,6 +257,7 @@ def test_end_to_end_compares_all_caches_at_the_same_full_steps(run, kind, monkey
     full = rows["foca stack"]["full_steps"] / 10
     # Ours compute the blocks at full steps only; cache-dit its first block at all of them.
     assert share["foca stack"] == pytest.approx(full, abs=0.04)
+    assert share["foca module"] == pytest.approx(full, abs=0.04)
     assert share["foca output"] == pytest.approx(full, abs=1e-9)
     assert all(full < share[peer] < 1 for peer in PEERS)
     # Its patterns match no module of DiT, so that it computes everything there.
@@ -273,6 +274,7 @@ def test_without_diffusers_plain_blocks_stand_in_and_say_so(run, monkeypatch):
     endtoend.end_to_end(run, "flux")
     rows = rows_of(run)
     assert [r["provider"] for r in rows] == ["full", "foca stack", "foca module", "foca output"]
+    assert len({r["products"] / r["full_steps"] for r in rows}) == 1
     assert all(r["source"] == "plain PyTorch blocks of the same shapes" for r in rows)
 
 
