@@ -100,7 +100,7 @@ bench: $(VENV)/built $(VENV)/peers
 	$(BIN)/python benchmarks/plots.py
 	$(BIN)/python benchmarks/report.py
 
-# PARTS="ops skip" measures these alone; QUICK=1 tests and measures in four minutes.
+# PARTS="ops skip" measures these alone; QUICK=1 tests and measures in three minutes, after the build.
 bench-gpu: $(VENV)/built $(VENV)/peers
 	$(BIN)/python benchmarks/gpu_suite.py $(if $(QUICK),--quick) $(PARTS:%=--part %)
 	$(BIN)/python benchmarks/plots.py
