@@ -7,12 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    EulerAncestralDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-)
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats, remove_foca_cache
 from foca_dit.analysis.metrics import psnr
@@ -95,41 +90,6 @@ def test_recording_refuses_generations_that_differ(dit):
         calibrate_eoc(dit, Reuse(), Interval(2), [lambda: drawing(dit)(1)], [lambda: short(2)])
 
 
-def test_sampler_influence_is_the_step_in_sigma():
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    scheduler.set_timesteps(STEPS)
-    expected = np.abs(np.diff(scheduler.sigmas.numpy()))
-    np.testing.assert_allclose(sampler_influence(scheduler, STEPS), expected, rtol=1e-4)
-
-
-def test_sampler_influence_of_ddim_is_the_effect_on_its_final_sample():
-    scheduler = DDIMScheduler(clip_sample=False)
-    scheduler.set_timesteps(STEPS)
-    timesteps = scheduler.timesteps.clone()
-
-    def run(bump):
-        x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-        for i, t in enumerate(timesteps):
-            out = 0.3 * torch.ones_like(x) + bump * (i == 4)
-            x = scheduler.step(out, t, x).prev_sample
-        return float(x)
-
-    assert sampler_influence(scheduler, STEPS)[4] == pytest.approx(abs(run(1) - run(0)), rel=1e-4)
-
-
-def test_sampler_influence_is_that_of_small_errors_where_the_sampler_clips():
-    clipping, plain = (DDIMScheduler(clip_sample=clip) for clip in (True, False))
-    expected = sampler_influence(plain, STEPS)
-    assert expected.max() > 1  # errors of 1 would be clipped
-    np.testing.assert_allclose(sampler_influence(clipping, STEPS), expected, rtol=1e-9)
-
-
-@pytest.mark.parametrize("cls", [DDPMScheduler, EulerAncestralDiscreteScheduler])
-def test_a_sampler_that_adds_noise_is_refused(cls):
-    with pytest.raises(ValueError, match=f"expected a deterministic one, got {cls.__name__}"):
-        sampler_influence(cls(), STEPS)
-
-
 def test_model_influence_at_granularity_output_is_near_the_samplers(dit):
     """Nothing stands between the output and the sampler but the later steps."""
     scheduler = FlowMatchEulerDiscreteScheduler()
@@ -178,6 +138,22 @@ def test_images_equal_to_the_full_run_can_be_written(dit, tmp_path):
     assert {placed["psnr"] for placed in report["placements"].values()} == {None}
     with pytest.raises(ValueError, match=r"'budget': expected from 2 to 11 full steps \(of 12\)"):
         tune(dit, draw, measured, budget=12, seeds=Seeds([1], [2], [3]))
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_candidate_whose_images_are_not_finite_is_not_chosen(dit, broken):
+    draw, times = drawing(dit), iter(range(9))
+
+    def first_candidate_breaks(seed):
+        images = draw(seed)
+        return images * broken if next(times) == 1 else images  # the full run comes before
+
+    measured = measure(dit, FlowMatchEulerDiscreteScheduler(), draw, "stack", [1], probes=0)
+    report = tune(dit, first_candidate_breaks, measured, 4, Seeds([1], [2], [3])).report
+    first, *others = report["placements"]
+    assert report["placements"][first]["psnr"] is None
+    assert report["chosen"] in others
+    assert report["check_psnr"] is not None
 
 
 def test_forecasts_of_a_plan_are_the_fitted_combinations(dit, plan):

@@ -16,7 +16,8 @@ def psnr(images: torch.Tensor, reference: torch.Tensor, data_range: float = 2.0)
         data_range: distance between the smallest and the largest possible value (2 for [-1, 1]).
 
     Returns:
-        `10 log10(data_range^2 / mean squared error)`; infinite for equal images.
+        `10 log10(data_range^2 / mean squared error)`; infinite for equal images, minus infinity
+        where the error overflows, NaN where a value is none.
     """
     if images.shape != reference.shape:
         raise ValueError(
@@ -24,7 +25,9 @@ def psnr(images: torch.Tensor, reference: torch.Tensor, data_range: float = 2.0)
             f"got {tuple(images.shape)}"
         )
     error = (images.double() - reference.double()).square().mean().item()
-    return math.inf if error == 0 else 10 * math.log10(data_range**2 / error)
+    if error == 0:
+        return math.inf
+    return -math.inf if error == math.inf else 10 * math.log10(data_range**2 / error)
 
 
 def mean_psnr(images: torch.Tensor, reference: torch.Tensor, data_range: float = 2.0) -> float:

@@ -21,7 +21,8 @@ from foca_dit.calibration.record import recorded
 Array = NDArray[np.float64]
 
 MAX_ELEMENTS = 1 << 22
-"""Elements kept per feature and model call; larger features are read at an even stride."""
+"""Elements kept per feature and model call; larger features are read at an even stride.
+Their inner products are scaled to the whole feature's: features of any size then weigh alike."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,36 +35,49 @@ def sampler_influence(scheduler: Any, steps: int) -> Array:
     those that clip what they predict, as long as they do not.
 
     Args:
-        scheduler: a deterministic diffusers scheduler; it is copied, not touched. One that shifts
-            its noise levels by the image's size must have been used for a generation: its own
-            levels are read then.
+        scheduler: a deterministic diffusers scheduler; it is copied, not touched. If it has run a
+            loop of so many steps, the levels of that loop are read: pipelines hand it levels of
+            theirs (FLUX's end at 1/S, the scheduler's own at 1/1000), or shift them by the image's
+            size. Else it sets them itself.
         steps: number of steps.
 
     Returns:
         float64 [S], absolute values.
 
     Raises:
-        ValueError: the scheduler does not call the model once per step, or adds noise.
+        ValueError: the scheduler does not call the model once per step, or adds noise, or needs a
+            generation to know its noise levels.
     """
-    if getattr(scheduler.config, "use_dynamic_shifting", False):
-        sigmas = np.asarray([float(s) for s in scheduler.sigmas])
-        if len(sigmas) != steps + 1:
-            raise ValueError(
-                f"sampler_influence: expected a scheduler that has just run {steps} steps, got "
-                f"{len(sigmas) - 1}"
-            )
-        return np.abs(np.diff(sigmas))
     own = copy.deepcopy(scheduler)
+    shifts = getattr(scheduler.config, "use_dynamic_shifting", False)
+    set_by_itself = {"mu": 1.0} if shifts else {}  # any: replaced below
+    begin = getattr(scheduler, "begin_index", None) or 0
+    known = 0 if scheduler.timesteps is None else len(scheduler.timesteps) - begin
+    if shifts and known != steps:
+        raise ValueError(
+            f"sampler_influence: expected a scheduler that has just run {steps} steps, got {known}"
+        )
+
+    def restart() -> Any:
+        own.set_timesteps(steps, **set_by_itself)
+        if known != steps:
+            return own.timesteps
+        for name in ("timesteps", "sigmas"):
+            if hasattr(scheduler, name):  # on the host, where x is
+                setattr(own, name, torch.as_tensor(getattr(scheduler, name)).cpu().clone())
+        if begin:
+            own.set_begin_index(begin)
+        return own.timesteps[begin:]
 
     def final(outputs: Sequence[float]) -> float:
-        own.set_timesteps(steps)
-        if len(own.timesteps) != steps:
+        timesteps = restart()
+        if len(timesteps) != steps:
             raise ValueError(
                 f"sampler_influence: {type(scheduler).__name__} calls the model "
-                f"{len(own.timesteps)} times in {steps} steps: expected one call per step"
+                f"{len(timesteps)} times in {steps} steps: expected one call per step"
             )
         x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-        for output, t in zip(outputs, own.timesteps, strict=True):
+        for output, t in zip(outputs, timesteps, strict=True):
             x = own.step(torch.full_like(x, output), t, x).prev_sample
         return abs(float(x))
 

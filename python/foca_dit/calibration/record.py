@@ -7,6 +7,7 @@ granularity and number of guidance branches that the adapters know.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,13 +102,14 @@ class Trajectories:
     until the last one is there: on the host, for the device has a model to hold.
 
     Args:
-        max_elements: elements kept per value; larger ones are read at an even stride. None: all,
-            in their shape.
+        max_elements: elements kept per value; larger ones are read at an even stride, and scaled so
+            that inner products stay those of the whole up to sampling. None: all, in their shape.
     """
 
     def __init__(self, max_elements: int | None = None) -> None:
         self._limit = max_elements
         self._values: dict[tuple[int, int], list[torch.Tensor]] = {}
+        self._scales: dict[tuple[int, int], float] = {}
 
     def __call__(self, step: int, branch: int, feature: int, value: torch.Tensor) -> None:
         kept = self._values.setdefault((branch, feature), [])
@@ -117,8 +119,11 @@ class Trajectories:
                 "expected one generation with the same guidance branches at every step"
             )
         if self._limit is not None:
-            value = value.reshape(-1)
-            value = value[:: -(-value.numel() // self._limit)]
+            flat = value.reshape(-1)
+            read = flat[:: stride(flat.numel(), value.shape[-1], self._limit)]
+            if read.numel():
+                self._scales[branch, feature] = math.sqrt(flat.numel() / read.numel())
+            value = read
         kept.append(value.to("cpu", copy=True))
 
     def stacked(self, steps: int) -> Iterator[tuple[int, int, torch.Tensor]]:
@@ -135,7 +140,19 @@ class Trajectories:
             values = torch.stack(kept).to(torch.float64)
             if not bool(torch.isfinite(values).all()):
                 raise ValueError(f"calibration: feature {feature} is not finite at every step")
-            yield branch, feature, values
+            yield branch, feature, values * self._scales.get((branch, feature), 1.0)
+
+
+def stride(elements: int, channels: int, most: int) -> int:
+    """The smallest stride that reads at most so many elements, and of all channels alike.
+
+    Without a factor in common with the number of channels (the last dimension) it comes by each of
+    them; with one, it would always read the same few.
+    """
+    step = max(1, -(-elements // most))
+    while step > 1 and math.gcd(step, channels) > 1:
+        step += 1
+    return step
 
 
 @dataclass(frozen=True)

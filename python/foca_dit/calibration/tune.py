@@ -247,7 +247,7 @@ def tune(
         name: psnr(images(FoCaCacheConfig(plan=plan), seeds.choose), full)
         for name, plan in plans.items()
     }
-    best = max(chosen_by, key=lambda name: chosen_by[name])
+    best = max(chosen_by, key=lambda name: _rank(chosen_by[name]))
     full = images(None, seeds.check)
     checked = psnr(images(FoCaCacheConfig(plan=plans[best]), seeds.check), full)
     report = {
@@ -261,6 +261,11 @@ def tune(
         "check_psnr": _decibels(checked),
     }
     return TunedPlan(plans[best].plan, measured.origin, report)
+
+
+def _rank(decibels: float) -> float:
+    """By which candidates are compared: images that are not numbers (NaN) come last."""
+    return -math.inf if math.isnan(decibels) else decibels
 
 
 def _decibels(value: float) -> float | None:
