@@ -59,6 +59,12 @@ class NoiseLevels:
         prediction = getattr(config, "prediction_type", "epsilon")
         # UniPC, DPM-Solver and alike have a table in any case: Wan's and Sana's leave it unused.
         is_flow = prediction == "flow_prediction" or getattr(config, "use_flow_sigmas", False)
+        if getattr(config, "timestep_type", "") == "continuous" and prediction == "v_prediction":
+            # EulerDiscreteScheduler then goes by log(sigma) / 4 and leaves its table unused; its v
+            # is EDM's output for data of deviation 1.
+            return cls(
+                timestep_scale, prediction="edm", sigma_of=_of_quarter_log, scheduler=scheduler
+            )
         if table is not None and not is_flow:
             alphas = tuple(float(v) for v in table)
             return cls(timestep_scale, alphas, prediction, scheduler=scheduler)

@@ -11,6 +11,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
@@ -97,6 +98,24 @@ def test_weights_of_edm_are_the_schedulers_own_coefficients(sigma_data):
     levels = NoiseLevels.of(scheduler, 1.0)
     timesteps, sigmas = levels.planned(), scheduler.sigmas.numpy().astype(float)
     assert timesteps == pytest.approx(np.log(sigmas[:-1]) / 4, rel=1e-4, abs=1e-4)
+    stretch = LARGE_STD / np.hypot(LARGE_STD, sigmas[1:])
+    actual = np.array(error_weights(levels, timesteps)) / stretch
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_continuous_timesteps_of_euler_are_read_as_the_sigmas_that_they_are():
+    """Not as places in its table of alphas, in which the last ones are one and the same."""
+    scheduler = EulerDiscreteScheduler(
+        timestep_type="continuous", prediction_type="v_prediction", use_karras_sigmas=True
+    )
+    expected = response(scheduler, 20)
+    levels = NoiseLevels.of(scheduler, 1000.0)
+    timesteps, sigmas = levels.planned(), scheduler.sigmas.double().numpy()
+    assert all(map(levels.covers, timesteps))
+    shares = [levels.sigma(t) for t in timesteps]
+    np.testing.assert_allclose(shares, sigmas[:-1] / (1 + sigmas[:-1]), rtol=1e-5)
+    tau = [make_clock("log_snr", levels)(t, 0) for t in timesteps]
+    assert (np.diff(tau) > 0.05).all()
     stretch = LARGE_STD / np.hypot(LARGE_STD, sigmas[1:])
     actual = np.array(error_weights(levels, timesteps)) / stretch
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
