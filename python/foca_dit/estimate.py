@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from foca_dit.api import granularity_of, transformer_of
 from foca_dit.config import FoCaCacheConfig, checked
-from foca_dit.schedules import Schedule, StepMask
+from foca_dit.schedules import Outlook, Schedule, Situation, StepMask
 from foca_dit.schemes.base import fault
 from foca_dit.tuned import TunedPlan
 
@@ -183,8 +184,7 @@ def plan_foca_cache(
     names = [g for g in spec.granularities if g == chosen or _fits(empty, spec, g)]
     counted = accounts(empty, spec, names, inputs, config)
     if schedule.uses_defects:
-        budget = getattr(schedule, "budget", None)
-        known = None if budget is None else min(budget, steps)
+        known = _of_budget(schedule, steps, alone)
     else:
         known = len(_computed(schedule, steps, alone))
     return CacheEstimate(type(model).__name__, steps, known, counted, chosen, branches)
@@ -199,6 +199,24 @@ def _computed(schedule: Schedule, steps: int, alone: bool, feature: int = 0) -> 
             anchors.append(step)
             due = schedule.next_full(anchors, feature)
     return anchors
+
+
+def _of_budget(schedule: Schedule, steps: int, alone: bool) -> int | None:
+    """How many full steps a budget comes to, its bounds and forced steps included; None: no budget.
+
+    Counted on features of one curvature: where the steps lie depends on it, their number does not.
+    """
+    if getattr(schedule, "budget", None) is None:
+        return None
+    outlook = Outlook(tuple(map(float, range(steps))), (1.0,) * steps)
+    anchors: list[int] = []
+    due = 0
+    for step in range(steps):
+        if step >= due or (alone and step == 1):
+            anchors.append(step)
+            defects = [0.0, *(float(b - a) for a, b in pairwise(anchors))]
+            due = schedule.decide(Situation(anchors, defects, outlook, degree=0)).next_full
+    return len(anchors)
 
 
 def _fits(model: torch.nn.Module, spec: ModelSpec, granularity: str) -> bool:

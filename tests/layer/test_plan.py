@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cases import BY_NAME, CASES
-from diffusers import LatteTransformer3DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, LatteTransformer3DModel
 from models import draw, tiny_dit
 
 from foca_dit import (
@@ -21,6 +21,7 @@ from foca_dit import (
     plan_foca_cache,
 )
 from foca_dit.adapters.published import PUBLISHED, Request
+from foca_dit.analysis.sampling import sample
 from foca_dit.cli.main import main
 from foca_dit.origin import Origin
 from foca_dit.plan import Plan
@@ -125,6 +126,22 @@ def test_an_adaptive_schedule_is_planned_as_far_as_it_is_known():
     assert open_end.warning is None
     assert "decides" in str(open_end)
     assert open_end.nbytes == budget.nbytes
+
+
+@pytest.mark.parametrize(
+    ("bounds", "full_steps"),
+    [({}, 5), ({"last": 2}, 5), ({"tail": 15}, 17), ({"max_gap": 3}, 11), ({"tail": 28}, 5)],
+)
+def test_a_budget_is_planned_with_what_its_bounds_add(bounds, full_steps):
+    """Of 30 steps; the real run computes as many."""
+    model, scheduler = tiny_dit(), FlowMatchEulerDiscreteScheduler()
+    pipeline = SimpleNamespace(transformer=model, scheduler=scheduler)
+    config = FoCaCacheConfig(schedule=Adaptive(budget=5, **bounds))
+    plan = plan_foca_cache(pipeline, _dit_inputs(), config, steps=30)
+    assert plan.full_steps == full_steps
+    apply_foca_cache(pipeline, config)
+    sample(model, scheduler, torch.randn(2, 4, 8, 8), torch.tensor([0, 1]), 30)
+    assert foca_cache_stats(model)["full_steps"] == full_steps
 
 
 @pytest.mark.parametrize("name", ["dit", "flux"])
