@@ -33,6 +33,14 @@ def test_rows_compute_as_many_steps_as_their_published_flops(table, row):
     assert row.run.full_steps(table.steps) == pytest.approx(published, rel=slack)
 
 
+def test_taylorseer_is_run_as_its_public_code_has_it():
+    rows = [row for _, row in RUNNABLE if row.method.startswith("TaylorSeer")]
+    assert len(rows) == 6
+    for row in rows:
+        assert row.run.scheme.official
+        assert row.run.scheme.warmup == row.run.schedule.warmup
+
+
 def test_the_published_figures_are_the_papers():
     """Those that its text repeats."""
     rows = {(t.number, r.method): r.published for t in TABLES.values() for r in t.rows}

@@ -8,8 +8,10 @@ import diffusers
 import pytest
 import torch
 
+from foca_dit import schemes
 from foca_dit.analysis.metrics import frame_psnr, mean_psnr, temporal_psnr
 from foca_dit.analysis.sampling import conditions
+from foca_dit.evaluation import own
 from foca_dit.evaluation.own import SOLVERS, adaptive
 from foca_dit.evaluation.placed import meancache
 from foca_dit.evaluation.rival import Rival
@@ -67,6 +69,36 @@ def test_caches_run_and_count(name, request):
         assert 1 < outcome.cost.full_steps <= budget
         error = (outcome.images - full.images).norm() / full.images.norm()
         assert 0 < error < 0.1, rival.name
+
+
+@pytest.mark.parametrize("budget", [12, 11, 9])  # of 50: with a warm-up of 3, of 2, of 3
+@pytest.mark.parametrize("name", ["TaylorSeer-2, as published", "TaylorSeer-3, as published"])
+def test_rows_as_published_are_those_of_the_public_code(noise_model, monkeypatch, name, budget):
+    """Its loop by hand: one gap for all orders, no difference before the warm-up's last step."""
+    monkeypatch.setattr(own, "cached", lambda setting, config, **details: config)
+    config = row(name).run(noise_model.setting(steps=50, images=2), budget)
+    full, warmup = config.schedule.full_steps(50), config.schedule.warmup
+    assert len(full) == budget
+    features = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    factors: list[torch.Tensor] = []
+    anchor, expected = 0, []
+    for step, value in enumerate(features):
+        if step in full:
+            latest = [value]
+            for known in factors[: config.scheme.order] if step > warmup - 2 else []:
+                latest.append((latest[-1] - known) / (step - anchor))
+            factors, anchor = latest, step
+        terms = [f * (step - anchor) ** i / math.factorial(i) for i, f in enumerate(factors)]
+        expected.append(sum(terms))
+    used = schemes.run_reference(config.scheme, features, full)
+    torch.testing.assert_close(used, torch.stack(expected))
+
+
+def test_hicache_knows_the_warm_up(noise_model, monkeypatch):
+    monkeypatch.setattr(own, "cached", lambda setting, config, **details: config)
+    for budget, warmup in ((12, 3), (11, 2)):
+        config = row("HiCache-2").run(noise_model.setting(steps=50, images=2), budget)
+        assert config.scheme.warmup == config.schedule.warmup == warmup
 
 
 def test_the_adaptive_interval_knows_the_steps_of_ddim(noise_model):
