@@ -52,6 +52,17 @@ def test_lipschitz_estimate_of_a_linear_ode_is_its_rate(rate):
     assert np.isnan(lipschitz[-2:]).all()
 
 
+def test_lipschitz_estimate_on_graded_times():
+    """Of a parabola in tau, whose forward differences are sums of two times."""
+    tau = np.array([0.0, 0.1, 0.4, 1.0, 3.0])
+    lipschitz, index = dynamics.stiffness(gram_of(tau[:, None] ** 2), tau)
+    slopes, moves = tau[1:] + tau[:-1], np.diff(tau**2)
+    expected = np.abs(np.diff(slopes)) / np.abs(moves[:-1])
+    np.testing.assert_allclose(lipschitz[:-2], expected)
+    np.testing.assert_allclose(index[:-2], expected * np.diff(tau)[:-1])
+    assert np.isnan(lipschitz[-2:]).all()
+
+
 def test_stiffness_does_not_depend_on_the_unit_of_time():
     rng = np.random.default_rng(0)
     gram = gram_of(rng.normal(size=(10, 30)).cumsum(0))

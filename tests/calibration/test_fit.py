@@ -195,6 +195,32 @@ def test_the_joint_cost_holds_the_whole_ridge(history):
     assert fitted.cost == pytest.approx(placed.cost, rel=1e-6)
 
 
+def test_the_ridge_weighs_as_the_steps_own_error_does():
+    """c_i^2 K_ii noise^2 sum_p w_p^2 |F_p|^2 beside the errors, under a K whose diagonal varies."""
+    gram, full, noise = noisy_gram(12, 7), [0, 1, 4, 8], 0.2
+    c, kernel = np.linspace(1, 2, 12), coherence(12)
+    fitted = fit_jointly(gram, c, full, 3, noise)
+
+    def total(weights):
+        ridge = sum(
+            noise**2 * c[i] ** 2 * kernel[i, i] * (w**2 @ np.diag(gram)[before_step(full, i)])
+            for i, w in weights.items()
+        )
+        return objective(gram, c, kernel, weights, full) + ridge
+
+    assert fitted.cost == pytest.approx(total(fitted.weights), rel=1e-9)
+    for i in fitted.weights:
+        for older in range(1, len(fitted.weights[i])):
+            for size in (1e-3, -1e-3):
+                moved = {k: w.copy() for k, w in fitted.weights.items()}
+                moved[i][[0, older]] += [size, -size]
+                assert total(moved) > fitted.cost
+
+
+def before_step(full, step):
+    return [a for a in reversed(full) if a < step][:3]
+
+
 def test_refining_lowers_the_objective_and_keeps_the_first_steps():
     gram, c = noisy_gram(20, 6), np.ones(20)
     start = (0, 1, 2, 3, 4)

@@ -151,6 +151,15 @@ def test_a_time_that_runs_up_is_no_inversion():
         assert outlook_of(bare, planned[:3], None).weights[-1] > 0
 
 
+def test_an_inversion_ends_where_its_last_call_is():
+    """From data to noise: the last call is at the end, and what it says moves nothing."""
+    levels = NoiseLevels(timestep_scale=1.0)
+    sigmas = np.array([0.1, 0.3, 0.6, 0.95])
+    after = np.append(sigmas[1:], sigmas[-1])
+    expected = (after - sigmas) * LARGE_STD / np.hypot((1 - after) * LARGE_STD, after)
+    np.testing.assert_allclose(error_weights(levels, sigmas.tolist()), expected, atol=1e-15)
+
+
 def test_timesteps_without_a_noise_level_weigh_alike():
     levels = NoiseLevels(timestep_scale=1.0)
     assert error_weights(levels, [1.09, 0.6, -0.3]) == (1.0, 1.0, 1.0)
