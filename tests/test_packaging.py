@@ -4,6 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -33,6 +34,19 @@ def test_without_a_build_the_wheel_is_pure_python(tmp_path):
     names = zipfile.ZipFile(file).namelist()
     assert {"foca_kernels/reference.py", "foca_dit/py.typed"} <= set(names)
     assert not [name for name in names if name.endswith(".so")]
+
+
+def test_a_source_distribution_holds_all_that_the_build_reads_and_no_tests(tmp_path):
+    command = "import sys, setuptools.build_meta as m; m.build_sdist(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", command, str(tmp_path)], cwd=ROOT, check=True, capture_output=True
+    )
+    (file,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(file) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    assert {str(path.relative_to(ROOT)) for path in sources} | {"CMakeLists.txt"} <= names
+    assert not [name for name in names if name.startswith("tests/")]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +87,7 @@ def test_other_compiler_flags_reach_a_build_folder_that_is_there(tmp_path, monke
 
 
 def test_an_engine_in_cpp_finds_the_installed_package(tmp_path):
-    """examples/cpp_engine, beside what `make test-cpp` has built."""
+    """examples/cpp_engine, beside what `make test-cpp` has built. The headers ask for C++17."""
     cmake = Path(sys.executable).parent / "cmake"
     if not (ROOT / "build/cpp/libfoca_cpu.a").exists() or not cmake.exists():
         pytest.skip("needs the build of `make test-cpp`")
@@ -87,6 +101,8 @@ def test_an_engine_in_cpp_finds_the_installed_package(tmp_path):
     run(
         *(cmake, "-S", ROOT / "examples/cpp_engine", "-B", tmp_path / "build"),
         f"-DCMAKE_PREFIX_PATH={tmp_path / 'foca'}",
+        *("-DCMAKE_CXX_STANDARD=14", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"),
     )
+    assert "++14" not in (tmp_path / "build/compile_commands.json").read_text()
     run(cmake, "--build", tmp_path / "build")
     assert "12 of 50 steps computed" in run(tmp_path / "build/engine")
