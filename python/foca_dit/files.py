@@ -59,12 +59,19 @@ def check_output(name: str, path: str | os.PathLike[str]) -> None:
     Raises:
         FileNotFoundError: its folder does not exist.
         IsADirectoryError: it is a folder itself.
+        OSError: no file can be made in its folder.
     """
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{name}: expected the name of a file, got the folder {path}")
     if not target.absolute().parent.is_dir():
         raise FileNotFoundError(f"{name}: expected a folder that exists, got {path}")
+    part = _beside(target)
+    try:
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise OSError(f"{name}: expected a folder to write to, got {path}: {error}") from None
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -74,9 +81,13 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
         OSError: It cannot be written; an older file of that name is still what it was.
     """
     target = Path(path)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    part = _beside(target)
     try:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f"{target.name}.{os.getpid()}.part")

@@ -51,6 +51,7 @@ def test_calibrate_writes_schemes_that_load(tmp_path, capsys):
         (["analyze", WEIGHTS, "--steps", "5"], "--steps: expected at least 15, got 5"),
         (["analyze", WEIGHTS, "--samples", "0"], "--samples: expected at least 1, got 0"),
         (["analyze", WEIGHTS, "--out", "x.png"], "JSON file that does not end in .png"),
+        (["analyze", WEIGHTS, "--out", "folder.json"], "name of a file, got the folder folder.png"),
         (["analyze", WEIGHTS, "--interval", "1"], "--interval: expected at least 2, got 1"),
         (["calibrate", "goc", WEIGHTS, "--out", "/nowhere/x.json"], "a folder that exists"),
         (
@@ -59,7 +60,9 @@ def test_calibrate_writes_schemes_that_load(tmp_path, capsys):
         ),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments, message, capsys):
+def test_bad_input_is_one_clear_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error

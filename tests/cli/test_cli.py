@@ -126,8 +126,11 @@ def test_a_model_of_another_kind_is_refused_by_name(command, tmp_path, capsys):
         (["schedule", "--interval", "0"], "--interval: expected an integer >= 1, got 0"),
         (["schedule", "--steps", "0"], "--steps: expected an integer >= 1, got 0"),
         (["schedule", "--json", "/nowhere/plan.json"], "--json: expected a folder that exists"),
+        (["schedule", "--json", "/proc/plan.json"], "--json: expected a folder to write to"),
+        (["eval", str(NOISE), "--draw", "fid.png"], "--draw: expected --judge too"),
         (["plan", "flux.1-dev", "--steps", "0"], "--steps: expected an integer >= 1, got 0"),
         (["plan", "flux.1-dev", "--frames", "5"], "--frames: expected none for the image model"),
+        (["plan", "flux.1-dev", "--width", "8"], "--height, --width: expected one token or more"),
         (["plan", "flux.1-dev", "--warmup", "4"], "--warmup: expected --interval too"),
         (
             ["tune", str(WEIGHTS), "--budget", "9", "--shift", "0"],
@@ -173,6 +176,17 @@ def test_files_that_hold_no_json_are_named(tmp_path):
     file.write_text("{")
     with pytest.raises(ValueError, match=r"a\.json: expected JSON"):
         read_json(file)
+
+
+def test_an_engine_needs_no_pillow_and_no_diffusers():
+    """`pip install .` brings neither; doctor and schedule run all the same."""
+    hidden = ("PIL", "diffusers", "transformers", "accelerate", "tqdm", "safetensors")
+    code = f"import sys; sys.modules.update(dict.fromkeys({hidden})); "
+    code += "from foca_dit.cli.main import main; "
+    code += "sys.exit(main(['doctor']) or main(['schedule', '--steps', '4']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "full steps (3 of 4)" in done.stdout
 
 
 def test_the_module_is_the_command():

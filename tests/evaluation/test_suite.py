@@ -121,7 +121,15 @@ def test_rows_of_another_model_are_refused(dit, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"images": 1}, {"budgets": (0,)}, {"budgets": (50,)}, {"steps": 2}, {"rivals": ()}]
+    "bad",
+    [
+        {"images": 1},
+        {"budgets": (0,)},
+        {"budgets": (50,)},
+        {"steps": 2},
+        {"rivals": ()},
+        {"reference_steps": 0},
+    ],
 )
 def test_selections_that_cannot_work_are_refused(bad):
     with pytest.raises(ValueError, match=f"argument '{next(iter(bad))}'|argument 'budgets'"):

@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
             "argument --out: expected a name for the JSON file that does not end in .png (the "
             f"sheet goes beside it), got {args.out}"
         )
+    check_output("argument --out", image)
     model, scheduler = load(args.model)
     scheduler = shifted(scheduler, args.shift)
     draw = partial(

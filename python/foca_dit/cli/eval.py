@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foca_dit.cli.arguments import add_model, at_least
-from foca_dit.cli.chart import picture_format
 from foca_dit.evaluation.trained import DEFAULT_MODEL, load_trained
 from foca_dit.files import check_output
 
@@ -84,11 +83,15 @@ def run(args: argparse.Namespace) -> int:
         return 0
     check_output("argument --out", args.out)
     if args.draw is not None:
+        from foca_dit.cli.chart import picture_format
+
         check_output("argument --draw", args.draw)
         picture_format("argument --draw", args.draw)
     trained = load_trained(args.model)
     selection = _selection(args, trained.shift)
     judge = _judge(args)
+    if args.draw is not None and judge is None:
+        raise ValueError("argument --draw: expected --judge too, for FID is what it shows")
     results = suite.Results(args.out, suite.fingerprint(trained.model), args.fresh)
     keys = list(selection.rows())
     print(

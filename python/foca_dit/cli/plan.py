@@ -55,6 +55,10 @@ def run(args: argparse.Namespace) -> int:
     if args.warmup is not None and args.interval is None and args.preset != "paper":
         raise ValueError("argument --warmup: expected --interval too: the preset's schedule adapts")
     request = replace(published.request, **asked)
+    size = f"{request.height}x{request.width}"
+    inputs = published.inputs(request)
+    if not inputs["hidden_states"].numel():
+        raise ValueError(f"argument --height, --width: expected one token or more, got {size}")
     config = FoCaCacheConfig(
         preset=args.preset,
         cache_interval=args.interval,
@@ -63,12 +67,11 @@ def run(args: argparse.Namespace) -> int:
     )
     plan = plan_foca_cache(
         published.build(),
-        published.inputs(request),
+        inputs,
         config,
         steps=published.steps if args.steps is None else args.steps,
         branches=args.branches,
     )
-    size = f"{request.height}x{request.width}"
     if request.frames > 1:
         size += f", {request.frames} frames"
     if args.branches > 1:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from foca_dit.cli.arguments import add_model
-from foca_dit.cli.chart import picture_format
 from foca_dit.config import GRANULARITIES
 from foca_dit.evaluation.trained import drawing, load, shifted
 from foca_dit.files import check_output
@@ -163,6 +162,8 @@ def check(args: argparse.Namespace, samples: int) -> None:
         check_output("argument --out", _file(args.out, budget, len(args.budget)))
     check_output("argument --out", _recording(args.out))
     if args.draw is not None:
+        from foca_dit.cli.chart import picture_format
+
         check_output("argument --draw", args.draw)
         picture_format("argument --draw", args.draw)
 

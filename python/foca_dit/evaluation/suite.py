@@ -75,7 +75,7 @@ class Selection:
             ("images", [self.images], 2),
             ("budgets", self.budgets, 1),
             ("steps", [self.steps], 3),
-            ("reference_steps", [self.reference_steps or 1], 1),
+            ("reference_steps", [1 if (r := self.reference_steps) is None else r], 1),
         ):
             if not values or min(values) < least:
                 raise ValueError(
