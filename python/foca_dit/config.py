@@ -99,6 +99,7 @@ class FoCaCacheConfig:
 
     Raises:
         ValueError, TypeError: a field that makes no sense; the message names it.
+        OSError: the plan's file cannot be read.
     """
 
     preset: str = "default"

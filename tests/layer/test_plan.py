@@ -204,6 +204,14 @@ def test_a_tuned_plan_is_planned():
         plan_foca_cache(model, _dit_inputs(), FoCaCacheConfig(plan=tuned), steps=28)
 
 
+def test_a_call_that_lacks_an_argument_is_refused():
+    inputs = {name: value for name, value in _dit_inputs().items() if name != "timestep"}
+    with pytest.raises(ValueError, match="cannot be planned with these inputs"):
+        plan_foca_cache(tiny_dit(), inputs)
+    with pytest.raises(ValueError, match="cannot be planned with these inputs"):
+        plan_foca_cache(tiny_dit(), {**_dit_inputs(), "nonsense": 1})
+
+
 def test_a_model_is_planned_itself_whatever_its_parts_are_called():
     model = tiny_dit()
     model.transformer = torch.nn.Identity()

@@ -164,7 +164,7 @@ def accounts(
             _account(model, spec, name, arguments, config, mixed, full, uncached.peak)
             for name in granularities
         )
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(
             f"plan_foca_cache: {type(model).__name__} cannot be planned with these inputs: either "
             "they do not fit together, or the model reads values of its inputs, which the meta "
