@@ -73,6 +73,15 @@ class FeatureHistories:
         self._transitions.clear()
         self._weights.clear()
 
+    def forget(self) -> None:
+        """Forgets all features: each begins anew at the step that computes it next."""
+        self._slots = [[] for _ in self._slots]
+        self._anchors = [() for _ in self._anchors]
+
+    def fits(self, feature: int, x: torch.Tensor) -> bool:
+        """Whether a forecast of the feature has the shape of x."""
+        return self._slots[feature][0].shape == x.shape
+
     def due(self, feature: int) -> bool:
         """Whether this feature is computed (True) or forecast (False) in the open step."""
         if self._compute_all or not self._anchors[feature]:

@@ -17,6 +17,11 @@ NEVER_BEGUN = "the first step did not return"
 LEFT_OUT = "the guidance branch was left out of a step"
 OFF_SCALE = "the timestep left the range that noise levels are known for"
 
+WRITES = "the call keeps keys and values for later calls"
+"""Often of given images, before the loop. Nothing is wrong with it, so it is counted, not said."""
+OTHER_TOKENS = "the blocks run on other tokens than at the last full step"
+"""The sample has the same shape, but tokens beside it came or went."""
+
 OUT_OF_ORDER = (TURNED_BACK, FINISHED)
 """What a state of one request refuses and the model's own state takes for a new generation."""
 

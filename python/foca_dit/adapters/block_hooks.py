@@ -25,6 +25,10 @@ Mode = Literal["full", "modules", "skip"]
 """What a call does: compute all; forecast single modules; forecast all in one launch."""
 
 
+class OtherTokens(Exception):
+    """The stream of a skipped step is not that of the histories; nothing was added yet."""
+
+
 class Call(threading.local):
     """The model call in progress in this thread."""
 
@@ -181,6 +185,8 @@ class BlockHook(Hook):
             stream = stream.clone(memory_format=torch.contiguous_format)
         stream = stream.contiguous()
         x = part(stream, self.group.tokens, call.tokens)
+        if self.first and not histories.fits(self.stage[0], x):
+            raise OtherTokens
         slots = [self.layout.slots[index] for index in self.stage]
         gates = gates_ahead(call.branch, slots, x, block, arguments, call.captured)
         segments = self._segments(x, gates, arguments)

@@ -1,4 +1,5 @@
-"""What the modulations of particular models are fed: conditionings, and segments of tokens.
+"""What is asked of the arguments of particular models: conditionings, segments of tokens, and
+whether a call keeps keys and values.
 
 The functions that tables (`foca_dit.adapters.models`) name where a block's argument alone will not
 do; `LinearGates` says what each of them is given and returns.
@@ -97,3 +98,15 @@ def plain_embedding(block: torch.nn.Module, arguments: Arguments) -> torch.Tenso
     """The timestep's embedding as it is: these modulations have no SiLU before them."""
     embedding: torch.Tensor = arguments["temb"]
     return embedding
+
+
+def glm_writes(arguments: Arguments) -> bool:
+    """Whether a call keeps keys and values of a given image, before the loop begins."""
+    caches = arguments.get("kv_caches")
+    return caches is not None and any(cache.mode == "write" for cache in caches.caches)
+
+
+def extracts(arguments: Arguments) -> bool:
+    """The same where an argument says so: "extract", "capture_pre_rope", .."""
+    mode = arguments.get("kv_cache_mode")
+    return isinstance(mode, str) and ("extract" in mode or "capture" in mode)

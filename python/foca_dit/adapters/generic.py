@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from foca_dit.adapters.conditioning import extracts
 from foca_dit.adapters.spec import BlockGroup, ModelSpec, Tokens
 
 _BARE = ("hidden_states",)
@@ -67,7 +68,12 @@ KNOWN: dict[str, dict[str, Any]] = {
     "NucleusMoEImageTransformer2DModel": _UNIT,
     "OmniGenTransformer2DModel": {**_UNIT, **_UPWARDS},
     "PRXTransformer2DModel": {"groups": (_list("blocks"),), **_UNIT},
-    "QwenImage21Transformer2DModel": {"groups": (_list("transformer_blocks"),), **_UNIT},
+    # Its first step keeps keys and values; the later ones run on fewer tokens.
+    "QwenImage21Transformer2DModel": {
+        "groups": (_list("transformer_blocks"),),
+        "writes": None,
+        **_UNIT,
+    },
     "SanaTransformer2DModel": {"groups": (_list("transformer_blocks"),)},
     "SanaVideoTransformer3DModel": {"groups": (_list("transformer_blocks"),)},
     "SkyReelsV2Transformer3DModel": {"groups": (_list("blocks"),)},
@@ -101,6 +107,8 @@ def generic_spec(model: torch.nn.Module) -> ModelSpec | None:
             name for name in parameters if "controlnet" in name and not name.endswith("_repeat")
         ),
     }
+    if "kv_cache_mode" in parameters:
+        facts["writes"] = extracts
     for base in reversed(cls.__mro__):
         facts |= KNOWN.get(base.__name__, {})
     if "groups" not in facts:

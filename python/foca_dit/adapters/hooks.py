@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from foca_dit import reasons
 from foca_dit.adapters import registry
 from foca_dit.adapters.arguments import (
     conditions,
@@ -28,11 +29,12 @@ from foca_dit.adapters.arguments import (
     requires_grad,
     signature_of,
 )
-from foca_dit.adapters.block_hooks import Call, Mode
+from foca_dit.adapters.block_hooks import Call, Mode, OtherTokens
 from foca_dit.adapters.layout import Layout, Located, Shared
 from foca_dit.adapters.output import OutputShape
 from foca_dit.adapters.registry import Hook
 from foca_dit.adapters.spec import ModelSpec, as_batch, is_list_of_tensors
+from foca_dit.branch import Branch
 from foca_dit.clock import NoiseLevels
 from foca_dit.history import FeatureHistories
 from foca_dit.state import CacheState
@@ -164,7 +166,8 @@ class ModelHook(Hook):
             reason = reason or "the call does not pass one timestep for the whole batch"
             state.stats.bypasses[reason] += 1
             state.forget(self._branch_name())  # it misses this step, so it cannot count on
-            self._warn(reason)
+            if reason is not reasons.WRITES:
+                self._warn(reason)
             return run(*args, **kwargs)
         self._follow_scheduler(state)
         dtype = getattr(bound[self.spec.timestep], "dtype", None)
@@ -172,16 +175,16 @@ class ModelHook(Hook):
         histories = branch.histories
         due = sum(histories.due(feature) for feature in range(self.features))
         mode, kind = self._mode(due, state)
+        if mode == "skip":
+            try:
+                output = self._skipped(branch, state, bound, args, kwargs)
+            except OtherTokens:
+                histories.forget()
+                state.stats.fallbacks[reasons.OTHER_TOKENS] += 1
+                mode, kind = "full", "full"
         if mode != "skip":
             self._follow_modules(module)
-        if mode == "skip" and self._is_graphed(state):
-            output = branch.skipped.run(
-                lambda given: self.perform(histories, "skip", state, dict(given)),
-                *(module, bound, histories, state.stats),
-            )
-        else:
-            if mode != "skip":
-                branch.ahead.forget()
+            branch.ahead.forget()
             with self.call.opened(histories, mode, bound, branch):
                 output = self._run(histories, state, args, kwargs)
         state.leave(branch)
@@ -190,6 +193,19 @@ class ModelHook(Hook):
             state.stats.forecasts += self.features
             state.stats.collapsed_skips += 1
         return output
+
+    def _skipped(
+        self, branch: Branch, state: CacheState, bound: dict[str, Any], args: Any, kwargs: Any
+    ) -> Any:
+        """A skipped step, by a graph where that is asked for."""
+        histories = branch.histories
+        if self._is_graphed(state):
+            return branch.skipped.run(
+                lambda given: self.perform(histories, "skip", state, dict(given)),
+                *(self._root, bound, histories, state.stats),
+            )
+        with self.call.opened(histories, "skip", bound, branch):
+            return self._run(histories, state, args, kwargs)
 
     def _is_graphed(self, state: CacheState) -> bool:
         """Whether skipped steps are to be replayed: at `output` there is nothing to launch."""
@@ -257,6 +273,8 @@ class ModelHook(Hook):
             return "an argument requires a gradient"
         if torch.is_grad_enabled() and any(p.requires_grad for p in self._root.parameters()):
             return "gradients are enabled: call the model under torch.no_grad()"
+        if self.spec.writes is not None and self.spec.writes(bound):
+            return reasons.WRITES
         if (name := self.spec.forbidden(bound)) is not None:
             return f"the call passes {name}, which feeds something in between the blocks"
         for block in self._blocks:

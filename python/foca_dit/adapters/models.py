@@ -261,6 +261,10 @@ _ALIKE = {
 SPECS: dict[str, ModelSpec] = {spec.class_name: replace(spec, new_stream=True) for spec in _ENTRIES}
 for _name, (_like, _scale) in _ALIKE.items():
     SPECS[_name] = replace(SPECS[_like], class_name=_name, timestep_scale=_scale)
+# Of given images, at timestep 0.
+SPECS["GlmImageTransformer2DModel"] = replace(
+    SPECS["GlmImageTransformer2DModel"], writes=conditioning.glm_writes
+)
 
 _REGISTERED: dict[type, ModelSpec] = {}
 

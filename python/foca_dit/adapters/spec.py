@@ -155,6 +155,8 @@ class ModelSpec:
             skipped step then adds in it, not in a copy of it.
         must_be_none: arguments of `forward` that feed something in between the blocks; a call that
             uses one runs uncached. "name.key" is a key of an argument that is a dict.
+        writes: whether a call with these arguments keeps keys and values for later ones, and is no
+            step of the loop; it runs uncached. None: no call does.
     """
 
     groups: tuple[BlockGroup, ...] = ()
@@ -165,6 +167,7 @@ class ModelSpec:
     time_runs_up: bool = False
     new_stream: bool = False
     must_be_none: tuple[str, ...] = ()
+    writes: Callable[[Arguments], bool] | None = None
 
     @property
     def granularities(self) -> tuple[str, ...]:
