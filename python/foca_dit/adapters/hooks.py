@@ -31,6 +31,7 @@ from foca_dit.adapters.arguments import (
 )
 from foca_dit.adapters.block_hooks import Call, Mode, OtherTokens
 from foca_dit.adapters.layout import Layout, Located, Shared
+from foca_dit.adapters.lora import ActiveLoRA
 from foca_dit.adapters.output import OutputShape
 from foca_dit.adapters.registry import Hook
 from foca_dit.adapters.spec import ModelSpec, as_batch, is_list_of_tensors
@@ -98,6 +99,7 @@ class ModelHook(Hook):
         self.collapse = True  # False: skip module by module, to compare
         self.call = Call()
         self._outputs = _Outputs()
+        self._lora = ActiveLoRA()
         self._warned = False
         self._signature: inspect.Signature | None = None
 
@@ -171,7 +173,8 @@ class ModelHook(Hook):
             return run(*args, **kwargs)
         self._follow_scheduler(state)
         dtype = getattr(bound[self.spec.timestep], "dtype", None)
-        branch = state.enter(timestep, sample, self._branch_name(), dtype, conditions(bound))
+        drawn = [*conditions(bound), *self._lora.conditions(module, bound)]
+        branch = state.enter(timestep, sample, self._branch_name(), dtype, drawn)
         histories = branch.histories
         due = sum(histories.due(feature) for feature in range(self.features))
         mode, kind = self._mode(due, state)
