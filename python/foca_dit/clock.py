@@ -18,11 +18,16 @@ def _of_quarter_log(timestep: float) -> float:
     return math.exp(4 * timestep)
 
 
+def _of_angle(timestep: float) -> float:
+    return math.tan(min(timestep, 1 - 1e-6) * math.pi / 2)
+
+
 # Schedulers of EDM's kind noise as x = data + sigma noise and call the model with a function of
 # sigma (their `precondition_noise`): its inverse, by their class.
 _SIGMA_OF_EDM: dict[str, Callable[[float], float]] = {
     "EDMEulerScheduler": _of_quarter_log,
     "EDMDPMSolverMultistepScheduler": _of_quarter_log,
+    "CosineDPMSolverMultistepScheduler": _of_angle,  # Stable Audio's
 }
 
 

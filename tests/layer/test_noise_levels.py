@@ -4,6 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -11,8 +12,10 @@ from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from generic_cases import GENERIC, build
 from models import call_dit, tiny_dit
 
-from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats
+from foca_dit import Adaptive, FoCaCacheConfig, apply_foca_cache, foca_cache_stats
 from foca_dit.adapters.hooks import find_hook
+from foca_dit.clock import NoiseLevels
+from foca_dit.schedules.sampler import error_weights
 
 STEPS = 20
 
@@ -96,6 +99,55 @@ def test_cosmos_without_its_scheduler_is_forecast_in_step_indices_and_says_why(t
     ((reason, count),) = stats["time_fallbacks"].items()
     assert count == 1
     assert reason.startswith("timesteps like 1.1 are not from 0 to 1, so their noise levels are")
+
+
+@torch.no_grad()
+def _stable_audio(model, scheduler):
+    """The loop of StableAudioPipeline, without guidance; its sampler adds noise at every step."""
+    call = dict(GENERIC["StableAudioDiTModel"][1])
+    scheduler.set_timesteps(STEPS)
+    x = call.pop("hidden_states") * scheduler.init_noise_sigma
+    generator = torch.Generator().manual_seed(0)
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, t)
+        output = model(hidden_states=scaled, timestep=t[None], return_dict=False, **call)[0]
+        x = scheduler.step(output, t, x, generator=generator).prev_sample
+
+
+class CosineDPMSolverMultistepScheduler(EDMEulerScheduler):
+    """What diffusers' own, which needs torchsde, passes to the model; stochastic, too."""
+
+    def precondition_noise(self, sigma):
+        return torch.as_tensor(sigma).atan() / np.pi * 2
+
+    def step(self, output, timestep, sample, generator=None):
+        return super().step(output, timestep, sample, s_churn=STEPS / 3, generator=generator)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_stable_audios_noise_levels_are_read_off_its_scheduler(own):
+    if own:
+        pytest.importorskip("torchsde")
+        scheduler = diffusers.CosineDPMSolverMultistepScheduler()
+    else:
+        scheduler = CosineDPMSolverMultistepScheduler(sigma_max=500.0, sigma_min=0.3)
+    model = build("StableAudioDiTModel")
+    config = FoCaCacheConfig(schedule=Adaptive(budget=8))
+    apply_foca_cache(SimpleNamespace(transformer=model, scheduler=scheduler), config)
+    _stable_audio(model, scheduler)
+    share = (scheduler.sigmas[:-1] / (1 + scheduler.sigmas[:-1])).numpy()
+    np.testing.assert_allclose(
+        _trajectory(model).tau, np.log((1 - share + 1e-3) / (share + 1e-3)), atol=1e-2
+    )
+    stats = foca_cache_stats(model)
+    assert stats["restarts"] == stats["time_fallbacks"] == {}
+    assert (stats["full_steps"], stats["skipped_steps"]) == (8, STEPS - 8)
+
+
+def test_its_largest_timestep_has_a_noise_level():
+    levels = NoiseLevels.of(CosineDPMSolverMultistepScheduler(), 1.0)
+    assert 0.999 < levels.sigma(1.0) < 1
+    assert all(np.isfinite(error_weights(levels, [1.0, 0.5, 0.0])))
 
 
 def test_a_loop_that_leaves_the_known_range_part_way_starts_anew_in_step_indices():

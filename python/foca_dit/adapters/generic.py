@@ -77,7 +77,7 @@ KNOWN: dict[str, dict[str, Any]] = {
     "SanaTransformer2DModel": {"groups": (_list("transformer_blocks"),)},
     "SanaVideoTransformer3DModel": {"groups": (_list("transformer_blocks"),)},
     "SkyReelsV2Transformer3DModel": {"groups": (_list("blocks"),)},
-    # atan(sigma) 2 / pi, near sigma / (1 + sigma)
+    # atan(sigma) 2 / pi, which its scheduler tells; without it near sigma / (1 + sigma)
     "StableAudioDiTModel": {"groups": (_list("transformer_blocks"),), **_UNIT},
     # Image and caption tokens of all samples, padded to one tensor; its refiners run at every step.
     "ZImageTransformer2DModel": {
