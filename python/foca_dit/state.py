@@ -53,6 +53,7 @@ class CacheState:
         self._counter = BranchCounter()
         self._latest: tuple[float | None, float | None] = (None, None)
         self._decision: tuple[Trajectory, tuple[int, ...], Decision] | None = None
+        self._uneven: float | None = None  # timestep of a step that began with fewer branches
         self._generation = Generation(self.stats)
         self._warned = self._misfit_said = False
         self._family = Family()
@@ -149,7 +150,7 @@ class CacheState:
         self._branches = {}
         self._counter = BranchCounter()
         self._latest = (None, None)
-        self._decision = None
+        self._decision = self._uneven = None
 
     def _end_generation(self) -> None:
         why = self._generation.why_nothing_was_skipped(self.settings.schedule.uses_defects)
@@ -261,6 +262,8 @@ class CacheState:
         if branch.histories.undecided:
             self._decide(branch)  # may raise, and is then asked again when the call is repeated
         branch.leave()
+        if branch.trajectory.timesteps[-1] == self._uneven:
+            self._branches = {}
         self._counter.count(branch.trajectory.timesteps[-1])
 
     def _decide(self, branch: Branch) -> None:
@@ -358,6 +361,7 @@ class CacheState:
         self.stats.restarts[reason] += 1
         if reason == reasons.MORE_CALLS:
             self._branches, self._decision = {}, None  # the calls of this step count on
+            self._uneven = timestep
         elif counted:
             self._forget_all()
         else:

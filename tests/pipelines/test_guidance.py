@@ -9,7 +9,7 @@ from diffusers import FluxTransformer2DModel
 from lanes import DIT, FLUX, PAPER, Lanes, assert_close, cases
 from models import flux_prompt, tiny_dit_pipeline, tiny_flux_pipeline
 
-from foca_dit import apply_foca_cache, foca_cache_stats
+from foca_dit import apply_foca_cache, foca_cache_stats, reasons
 
 STEPS = 12
 
@@ -140,6 +140,32 @@ def test_named_branches_switched_part_way(case, steps, lanes):
     apply_foca_cache(model, PAPER)
     assert_close(_contexts(case, model, steps), _contexts(case, literal, steps))
     assert foca_cache_stats(model)["collapsed_skips"] == reference.skipped
+
+
+@torch.no_grad()
+@cases()
+def test_unnamed_branches_that_come_late_are_computed_at_the_same_steps(case):
+    """A guidance interval. Out of step, one branch's forecast is taken from the other's features,
+    and guidance multiplies the difference.
+    """
+
+    def run(model):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, *case.shape, generator=generator)
+        calls = [case.inputs(1, generator) for _ in range(2)]
+        for step, (now, after) in enumerate(itertools.pairwise(torch.linspace(1, 0, 15).tolist())):
+            given = calls if step >= 5 else calls[:1]
+            x = x + (after - now) * sum(case.velocity(model, x, now, c) for c in given) / len(given)
+        return x
+
+    model, literal = case.model(), case.model()
+    lanes = ["alone"] * 5 + ["alone", "once"] + ["first", "second"] * 8
+    reference = Lanes(literal, case.wrapped, lanes)
+    apply_foca_cache(model, PAPER)
+    assert_close(run(model), run(literal))
+    stats = foca_cache_stats(model)
+    assert stats["collapsed_skips"] == reference.skipped
+    assert stats["restarts"] == {reasons.MORE_CALLS: 1}
 
 
 @pytest.mark.supports("switched off")
