@@ -56,7 +56,6 @@ def _outputs(model, times, branches=("cond",), around=lambda name: None, **extra
     return outputs
 
 
-@pytest.mark.supports("LoRA")
 @pytest.mark.parametrize("granularity", ["module", "stack", "output"])
 @pytest.mark.parametrize("name", CHANGES)
 def test_steps_after_a_change_know_none_before_it(name, granularity):
