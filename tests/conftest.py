@@ -14,10 +14,15 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import support_matrix
+
+# Timings never gate a test.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_addoption(parser):

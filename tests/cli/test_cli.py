@@ -149,22 +149,6 @@ def test_bad_input_is_one_clear_line(arguments, message, capsys):
     assert error.count("\n") == 1
 
 
-def test_plan_of_a_distilled_model_says_that_caching_does_not_pay(capsys):
-    assert main(["plan", "flux.1-schnell"]) == 0
-    assert "caching does not pay" in capsys.readouterr().out
-    assert main(["plan", "dit-xl/2-256"]) == 0
-    assert "The schedule adapts" in capsys.readouterr().out
-
-
-def test_branches_of_a_plan_hold_histories_of_their_own(capsys):
-    held = []
-    for branches in ("1", "2"):
-        assert main(["plan", "dit-xl/2-256", "--branches", branches]) == 0
-        row = next(r for r in capsys.readouterr().out.splitlines() if r.startswith("output"))
-        held.append(float(row.split()[2]))
-    assert held[1] == pytest.approx(2 * held[0], rel=2e-3)  # as printed
-
-
 def test_a_broken_operator_is_what_doctor_finds(capsys, monkeypatch):
     monkeypatch.setattr("foca_dit.cli.doctor.try_operator", lambda device: "ERROR: no kernel image")
     assert main(["doctor"]) == 1

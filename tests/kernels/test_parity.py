@@ -30,7 +30,7 @@ step = st.floats(2**-6, 2**6, width=32)
 def examples(backend):
     """Fewer in the interpreter; always the same ones, so that a failure is not a coincidence."""
     slow = backend.interpreted or backend is CPU
-    return settings(max_examples=15 if slow else 60, deadline=None, derandomize=True)
+    return settings(max_examples=15 if slow else 60, derandomize=True)
 
 
 def same(backend, function, args, results):

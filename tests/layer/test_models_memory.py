@@ -1,4 +1,4 @@
-"""What a cache holds: what its features weigh, and no more after a hundred generations."""
+"""What a cache holds: what its features weigh, and no more after many generations."""
 
 import gc
 
@@ -30,13 +30,13 @@ def _live_tensors():
 @pytest.mark.supports("no leak")
 @pytest.mark.parametrize("granularity", ["module", "stack", "output"])
 @pytest.mark.parametrize("name", RUN_LONG)
-def test_a_hundred_generations_leak_nothing(name, granularity):
+def test_generations_leak_nothing(name, granularity):
     case = BY_NAME[name]
     model = apply_foca_cache(case.model(), FoCaCacheConfig(preset="paper", granularity=granularity))
     before = _live_tensors()
     case.draw(model, steps=5, batch=1)
     held, nbytes = _live_tensors(), foca_cache_stats(model)["nbytes"]
-    for seed in range(100):
+    for seed in range(20):
         case.draw(model, steps=5, batch=1, seed=seed)
     assert foca_cache_stats(model)["nbytes"] == nbytes
     assert _live_tensors() == held

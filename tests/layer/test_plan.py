@@ -44,7 +44,9 @@ PAPER = [
         23.74,
         {(2, 2): 12.35, (3, 2): 8.56, (5, 2): 5.24},
     ),
-    ("hunyuan-video", Request(480, 640, frames=65), 29773.0, {}),
+    pytest.param(
+        *("hunyuan-video", Request(480, 640, frames=65), 29773.0, {}), marks=pytest.mark.slow
+    ),
 ]
 
 
@@ -259,10 +261,19 @@ def test_granularities_that_a_model_cannot_have_are_left_out():
 
 
 def test_command_line(capsys):
-    assert main(["plan", "dit-xl/2-256", "--interval", "3", "--warmup", "2"]) == 0
-    out = capsys.readouterr().out
-    assert "50 steps, full steps: 18" in out
-    assert "2.77x" in out
+    """A uniform interval with two guidance branches, and the default where it does not pay."""
+    branches = ["--interval", "3", "--warmup", "2", "--branches", "2"]
+    held = []
+    for arguments, shown in (
+        (branches, ("full steps: 18", "2.77x")),
+        (["--steps", "4"], ("caching does not pay",)),
+    ):
+        assert main(["plan", "dit-xl/2-256", *arguments]) == 0
+        out = capsys.readouterr().out
+        assert all(text in out for text in shown)
+        row = next(line for line in out.splitlines() if line.startswith("output"))
+        held.append(float(row.split()[2]))
+    assert held[0] == pytest.approx(2 * held[1], rel=2e-3)  # as printed
     assert main(["plan", "dit-xl/2-256", "--batch", "0"]) == 2
     assert "argument --batch: expected an integer >= 1, got 0" in capsys.readouterr().err
 

@@ -121,7 +121,7 @@ def test_two_parameter_family_has_the_documented_closed_form(alpha, beta):
 
 @pytest.mark.parametrize("scheme", EVERY_SCHEME, ids=repr)
 @given(seed=SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_exact_on_polynomials_up_to_the_stated_degree(scheme, seed):
     rng = np.random.default_rng(seed)
     tau = oracle.irregular_times(rng, 16, descending=bool(seed % 2))
@@ -339,7 +339,7 @@ def test_start_up(scheme):
 
 @pytest.mark.parametrize("scheme", EVERY_SCHEME, ids=repr)
 @given(seed=SEEDS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_slot_zero_is_the_feature_and_dtype_is_float64(scheme, seed):
     rng = np.random.default_rng(seed)
     tau = oracle.irregular_times(rng, 20)

@@ -36,7 +36,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: repr(pair[1]))
 @given(seed=SEEDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_tables(pair, seed):
     compiled, python = pair
     rng = np.random.default_rng(seed)

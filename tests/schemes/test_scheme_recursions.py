@@ -27,7 +27,7 @@ def assert_same(scheme, expected, features, full, tau, rtol=1e-9):
 
 
 @given(SEEDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bdf2_derivative_at_the_predicted_point_is_the_slope_it_was_given(seed):
     rng = np.random.default_rng(seed)
     f_k, f_km1, slope = rng.normal(size=(3, 4))
@@ -46,7 +46,7 @@ def test_variable_step_formulas_are_the_papers_on_uniform_steps():
 
 
 @given(SEEDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_step_of_the_paper_is_the_kernels_forecast_calibrate(seed):
     rng = np.random.default_rng(seed)
     f_k, f_km1, slope = rng.normal(size=(3, 4))
@@ -73,7 +73,7 @@ ROLLING = [
 
 @pytest.mark.parametrize(("scheme", "one_step"), ROLLING, ids=lambda p: getattr(p, "__name__", p))
 @given(seed=SEEDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_slope_recursions(scheme, one_step, seed):
     features, full, tau = problem(seed)
     assert_same(scheme, oracle.step_recursion(one_step, features, full, tau), features, full, tau)
@@ -81,7 +81,7 @@ def test_slope_recursions(scheme, one_step, seed):
 
 @pytest.mark.parametrize("feedback", [0.0, 0.5, 0.75, 1.0])
 @given(seed=SEEDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_foca_feedback(feedback, seed):
     features, full, tau = problem(seed)
     expected = oracle.step_recursion(oracle.foca_step, features, full, tau, feedback)
@@ -89,7 +89,7 @@ def test_foca_feedback(feedback, seed):
 
 
 @given(SEEDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_foca_anchored(seed):
     features, full, tau = problem(seed)
     expected = oracle.anchored_foca(features, full, tau)
@@ -97,7 +97,7 @@ def test_foca_anchored(seed):
 
 
 @given(SEEDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_foca_without_feedback_is_first_order_taylor(seed):
     features, full, tau = problem(seed)
     expected = oracle.taylor(1, features, full, tau)
@@ -108,7 +108,7 @@ def test_foca_without_feedback_is_first_order_taylor(seed):
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 @given(seed=SEEDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_taylor(order, seed):
     features, full, tau = problem(seed)
     assert_same(
@@ -119,7 +119,7 @@ def test_taylor(order, seed):
 @pytest.mark.parametrize("warmup", [1, 2, 3])
 @pytest.mark.parametrize("order", [1, 2, 3])
 @given(seed=SEEDS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_official_taylor_and_hermite(order, warmup, seed):
     features, full, tau = problem(seed, consecutive=warmup)
 
@@ -145,7 +145,7 @@ def test_official_taylor_and_hermite(order, warmup, seed):
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 @given(seed=SEEDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_newton(order, seed):
     features, full, tau = problem(seed)
     assert_same(
@@ -155,7 +155,7 @@ def test_newton(order, seed):
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 @given(seed=SEEDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_adams_bashforth(order, seed):
     features, full, tau = problem(seed, consecutive=order, steps=14)
     expected = oracle.adams_bashforth(order, features, full, tau)
@@ -163,7 +163,7 @@ def test_adams_bashforth(order, seed):
 
 
 @given(SEEDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_second_order_adams_bashforth_is_bdf2_rolling(seed):
     features, full, tau = problem(seed)
     expected = oracle.step_tables(schemes.BDF2("rolling"), features, full, tau)
@@ -172,7 +172,7 @@ def test_second_order_adams_bashforth_is_bdf2_rolling(seed):
 
 @pytest.mark.parametrize("inflection", [None, set(), set(range(3, 9)) | {14, 15}])
 @given(seed=SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_goc(inflection, seed):
     features, full, tau = problem(seed)
     expected = oracle.goc(0.8, inflection, features, full, tau)
@@ -180,7 +180,7 @@ def test_goc(inflection, seed):
 
 
 @given(SEEDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_damped_trend(seed):
     features, full, tau = problem(seed)
     expected = oracle.damped_trend(0.7, features, full, tau)

@@ -16,10 +16,10 @@ class ActiveLoRA:
     """The LoRA of a model, as a condition of its calls (`foca_dit.trajectory`)."""
 
     def __init__(self) -> None:
-        self._loaded: Hashable = ()
+        self._loaded: list[Any] = []  # kept, so that no other has their identity
         self._layers: list[dict[str, Any]] = []  # attributes: this is asked at every step
         self._seen: list[Any] = []
-        self._tensor = torch.zeros(0)
+        self._found: list[torch.Tensor] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ActiveLoRA:
         copied: ActiveLoRA = memo.setdefault(id(self), ActiveLoRA())
@@ -29,18 +29,17 @@ class ActiveLoRA:
         """A tensor that is another one where the layers' adapters or scales are; none: no LoRA."""
         configs = model.__dict__.get("peft_config")
         if not configs:
-            self._loaded, self._layers, self._seen = (), [], []
+            self._loaded, self._layers, self._seen = [], [], []
             return []
-        loaded = tuple(map(id, configs.values()))
-        if loaded != self._loaded:
-            self._loaded = loaded
+        if [*map(id, configs.values())] != [*map(id, self._loaded)]:
+            self._loaded = list(configs.values())
             self._layers = [vars(module) for module in model.modules() if _is_tuned(module)]
         scale, layers = _scale(arguments), [_state(layer) for layer in self._layers]
         if [scale, *layers] != self._seen:
             number = hash((scale, *map(_rounded, layers)))
             parts = [(number >> shift) % 2**_BITS for shift in (0, _BITS, 2 * _BITS)]
-            self._seen, self._tensor = [scale, *layers], torch.tensor(parts)
-        return [self._tensor]
+            self._seen, self._found = [scale, *layers], [torch.tensor(parts)]
+        return self._found
 
 
 def _is_tuned(module: torch.nn.Module) -> bool:
