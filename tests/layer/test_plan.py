@@ -50,6 +50,7 @@ PAPER = [
 ]
 
 
+@pytest.mark.no_cover  # lines that other tests run, and tracing takes a third
 @pytest.mark.parametrize(("name", "request_", "full", "cached"), PAPER)
 def test_flops_are_those_of_the_papers_tables(name, request_, full, cached):
     published = PUBLISHED[name]
@@ -73,6 +74,7 @@ def test_flops_are_those_of_the_papers_tables(name, request_, full, cached):
 READS_VALUES = ("glm-image", "hunyuan-video-framepack", "hunyuan-video-1.5")
 
 
+@pytest.mark.no_cover
 @pytest.mark.supports("bytes")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_run_holds_what_was_planned(case):
