@@ -28,9 +28,9 @@ def closeness(file: str) -> str:
     """PSNR to the full run by budget, and why rows are missing."""
     rows = json.loads((RESULTS / file).read_text())["rows"]
     steps, images, guidance = (rows[0][key] for key in ("steps", "images", "guidance_scale"))
-    shift, where = rows[0]["shift"], rows[0]["environment"]
+    shift = rows[0]["shift"]
     sampler = "" if shift is None else f"shift {shift:g}, "
-    said = f"{steps} steps, {sampler}guidance {guidance:g}, {images} samples, {where['date']}"
+    said = f"{steps} steps, {sampler}guidance {guidance:g}, {images} samples, {tables.dates(rows)}"
     kinds = [tables.quality(rows, measure) for measure in tables.measures(rows)]
     parts = [f"**{said}**", *map(tables.as_markdown, kinds)]
     if missing := tables.absent(rows):

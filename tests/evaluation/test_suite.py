@@ -64,6 +64,12 @@ def test_rows_that_are_absent_for_one_reason_share_a_line():
     assert tables.absent([]) == ""
 
 
+def test_rows_of_several_days_say_so():
+    first, last = ({"environment": {"date": day}} for day in ("2026-01-30", "2026-02-01"))
+    assert tables.dates([last, first, last]) == "2026-01-30 to 2026-02-01"
+    assert tables.dates([first, first]) == "2026-01-30"
+
+
 def test_a_run_that_was_cut_goes_on(dit, selection, tmp_path):
     file, calls = tmp_path / "rows.json", []
 

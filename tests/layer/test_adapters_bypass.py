@@ -1,5 +1,7 @@
 """What feeds something in between the blocks: such calls run uncached, and say why."""
 
+import math
+
 import pytest
 import torch
 from cases import BY_NAME
@@ -8,6 +10,7 @@ from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProj
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 
 from foca_dit import FoCaCacheConfig, apply_foca_cache, foca_cache_stats
+from foca_dit.adapters.arguments import one_timestep
 from foca_dit.adapters.models import find_spec
 
 CONFIG = FoCaCacheConfig(preset="paper", cache_interval=4, history_dtype=torch.float32)
@@ -204,3 +207,21 @@ def test_other_joint_attention_kwargs_are_no_reason():
     case.draw(model, joint_attention_kwargs=None)
     assert foca_cache_stats(model)["skipped_steps"] == 14
     assert not foca_cache_stats(model)["bypasses"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, None),
+        (5, 5.0),
+        (torch.tensor(5), 5.0),
+        (torch.tensor([5.0]).expand(3), 5.0),
+        (torch.tensor([5.0, 5.0]), 5.0),
+        (torch.tensor([5.0, 4.0]), None),
+        (torch.tensor([math.nan, math.nan]), None),
+        (torch.tensor([[5.0, 0.0], [5.0, 5.0]]), 5.0),  # per token: those of given images are lower
+        (torch.tensor([[5.0, 0.0], [4.0, 5.0], [4.0, 4.0]]), None),
+    ],
+)
+def test_the_timestep_of_a_batch(given, expected):
+    assert one_timestep(given) == expected

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import gc
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -22,7 +21,6 @@ from foca_dit import (
     foca_cache_stats,
     reasons,
 )
-from foca_dit.adapters.arguments import one_timestep
 from foca_dit.adapters.hooks import find_hook
 from foca_dit.history import FeatureHistories
 from foca_dit.stats import CacheStats
@@ -313,24 +311,6 @@ def test_another_prompt_from_the_same_noise_after_one_step():
         assert torch.equal(ours, theirs)  # all full: step 0, 1, and 2 that starts anew
     call_dit(fresh, timesteps, x)
     assert foca_cache_stats(fresh)["skipped_steps"] == 1
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (None, None),
-        (5, 5.0),
-        (torch.tensor(5), 5.0),
-        (torch.tensor([5.0]).expand(3), 5.0),
-        (torch.tensor([5.0, 5.0]), 5.0),
-        (torch.tensor([5.0, 4.0]), None),
-        (torch.tensor([math.nan, math.nan]), None),
-        (torch.tensor([[5.0, 0.0], [5.0, 5.0]]), 5.0),  # per token: those of given images are lower
-        (torch.tensor([[5.0, 0.0], [4.0, 5.0], [4.0, 4.0]]), None),
-    ],
-)
-def test_the_timestep_of_a_batch(given, expected):
-    assert one_timestep(given) == expected
 
 
 def test_a_batch_at_different_timesteps_runs_uncached():

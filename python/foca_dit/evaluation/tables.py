@@ -207,7 +207,7 @@ def report(
         parts.append(
             f"{steps} steps, {sampler}, guidance {guidance:g}, {images} images, "
             f"{seeds} seed{'s' * (seeds > 1)}; {where['threads']} threads, torch {where['torch']}, "
-            f"diffusers {where['diffusers']}, cache-dit {where['cache-dit']}, {where['date']}. In "
+            f"diffusers {where['diffusers']}, cache-dit {where['cache-dit']}, {dates(chosen)}. In "
             "brackets: full steps as counted, where they are not the budget; rows that passed it "
             f"by more than {SLACK} stand last."
         )
@@ -224,6 +224,12 @@ def report(
         if missing := absent(chosen):
             parts.append(missing)
     return "\n\n".join(parts)
+
+
+def dates(rows: Iterable[Row]) -> str:
+    """When rows were measured: a day, or the first and the last of several."""
+    days = sorted({row["environment"]["date"] for row in rows})
+    return " to ".join(dict.fromkeys((days[0], days[-1])))
 
 
 def measures(rows: Sequence[Row]) -> list[str]:

@@ -23,7 +23,9 @@ class TaylorSeer(Scheme):
 
     `official=True` is what the published code does instead: every order is divided by the latest
     gap alone, so its second order is off whenever the gap changes, and no difference is taken
-    before step `warmup - 1`.
+    before step `warmup - 1`. Above order 1 that start matters more than the gaps: second
+    differences over the single steps of a warm-up are mostly roughness, which the first long gap
+    multiplies. On the shipped models it is nearer to the full run (docs/evaluation.md).
 
     No order above 1 is exact on quadratics: D is the slope half a gap behind the anchor, and the
     Taylor weights do not make up for it. `Newton` does.
