@@ -246,6 +246,12 @@ def test_seeds_that_come_later_are_pooled_with_the_first(shipped, tmp_path):
         suite.run(Trained(model), plan, suite.Results(tmp_path / "rows.json", "model"), judge)
         pooled = suite.read(tmp_path / "rows.json")["pooled"]
         assert [row["seeds"] for row in pooled] == [[0, 1]] * (2 if len(seeds) > 1 else 0)
+    (tmp_path / "rows.moments.safetensors").unlink()  # rows may travel without it
+    more = suite.Selection((1,), 2, (0, 1), steps=3, rivals=fewer)
+    suite.run(Trained(model), more, suite.Results(tmp_path / "rows.json", "model"), judge)
+    kept = suite.read(tmp_path / "rows.json")["pooled"]
+    assert kept[:2] == pooled
+    assert [row["budget"] for row in kept] == [3, 2, 1]
 
 
 def test_a_judge_that_is_not_there_is_said_so(tmp_path):

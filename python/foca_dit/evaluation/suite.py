@@ -19,7 +19,7 @@ from foca_dit.evaluation.installed import INSTALLED
 from foca_dit.evaluation.judge import Judge
 from foca_dit.evaluation.masked import MASKED
 from foca_dit.evaluation.metrics import SSIM_WINDOW, gaussian, ssim
-from foca_dit.evaluation.moments import MomentsFile, pool
+from foca_dit.evaluation.moments import SETTING, MomentsFile, pool
 from foca_dit.evaluation.online import ONLINE
 from foca_dit.evaluation.own import ADAPTIVE, SOLVERS, UNIFORM
 from foca_dit.evaluation.placed import PLACED
@@ -148,8 +148,16 @@ class Results:
         self._write()
 
     def pool(self, judge: Judge) -> None:
-        """Keeps the FID over all seeds of every row that has several."""
-        self.pooled = pool(self.rows, self.moments, judge)
+        """Keeps the FID over all seeds of every row that has several.
+
+        What was worked out before stays where the moments are not at hand, or of fewer seeds.
+        """
+        best: dict[tuple[Any, ...], Row] = {}
+        for row in (*self.pooled, *pool(self.rows, self.moments, judge)):
+            key = tuple(row[name] for name in SETTING)
+            if key not in best or len(row["seeds"]) >= len(best[key]["seeds"]):
+                best[key] = row
+        self.pooled = list(best.values())
         self._write()
 
     def _write(self) -> None:
