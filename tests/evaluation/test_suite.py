@@ -279,7 +279,8 @@ def test_rows_that_pass_their_budget_stand_last():
     for lines in (tables.quality(rows), tables.everything(rows, 9)):
         assert [line[0] for line in lines[1:]] == ["high", "low", "costly"]
     assert tables.quality(rows)[1][1] == "30.0 (8.4)"
-    assert tables.measures(rows) == ["psnr"]  # of rows that were written before there was another
+    assert tables.measures([*rows, {**rows[0], "psnr_each": 50.0}]) == ["psnr"]  # not all have it
+    assert tables.measures([{**rows[0], "psnr_each": 50.0}]) == ["psnr", "psnr_each"]
 
 
 def test_fid_over_full_steps_is_drawn_and_tabulated(tmp_path):
