@@ -34,7 +34,7 @@ FEATURES: dict[str, tuple[str, str]] = {
     "removal": ("", "Removal leaves the model bit-identical"),
     "bytes": ("memory", "Bytes held are those that the plan says"),
     "peak": ("memory", "Peak memory on top of the uncached run is the plan's plus at most 5 %"),
-    "no leak": ("memory", "A hundred generations leak nothing"),
+    "no leak": ("memory", "Twenty generations leak nothing"),
     "pipeline": ("pipeline", "The pipeline of diffusers equals the recursion around every module"),
     "batch of two": ("guidance", "Guidance as one batch of two"),
     "two calls": ("guidance", "Guidance as two calls a step"),
