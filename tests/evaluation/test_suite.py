@@ -281,6 +281,7 @@ def test_rows_that_pass_their_budget_stand_last():
     assert tables.quality(rows)[1][1] == "30.0 (8.4)"
     assert tables.measures([*rows, {**rows[0], "psnr_each": 50.0}]) == ["psnr"]  # not all have it
     assert tables.measures([{**rows[0], "psnr_each": 50.0}]) == ["psnr", "psnr_each"]
+    assert tables.measures([{**rows[0], "psnr": None}]) == []  # the full run alone
 
 
 def test_fid_over_full_steps_is_drawn_and_tabulated(tmp_path):

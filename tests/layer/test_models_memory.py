@@ -18,7 +18,7 @@ from foca_dit.adapters.arguments import conditions
 from foca_dit.adapters.dry_run import Allocated
 from foca_dit.trajectory import FINGERPRINT_SIZE
 
-pytestmark = pytest.mark.no_cover  # lines that other tests run, and tracing takes a third
+pytestmark = pytest.mark.no_cover  # lines that other tests run, and tracing adds a third
 WATCHED = ("flux", "hunyuan-video-i2v-token-replace", "flux2", "wan", "cogvideox")
 RUN_LONG = ("flux", "wan")
 

@@ -31,7 +31,7 @@ all_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def all_again(test):
-    """The lines that the first test runs in every model: tracing them again takes a third."""
+    """The lines that the first test runs in every model: tracing them again adds a third."""
     return pytest.mark.no_cover(all_cases(test))
 
 

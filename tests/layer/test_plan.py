@@ -50,7 +50,7 @@ PAPER = [
 ]
 
 
-@pytest.mark.no_cover  # lines that other tests run, and tracing takes a third
+@pytest.mark.no_cover  # lines that other tests run, and tracing adds a third
 @pytest.mark.parametrize(("name", "request_", "full", "cached"), PAPER)
 def test_flops_are_those_of_the_papers_tables(name, request_, full, cached):
     published = PUBLISHED[name]

@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from foca_dit import apply_foca_cache, foca_cache_stats
 
-pytestmark = pytest.mark.no_cover  # lines that other tests run, and tracing takes a third
+pytestmark = pytest.mark.no_cover  # lines that other tests run, and tracing adds a third
 
 
 @pytest.fixture(autouse=True)

@@ -235,7 +235,7 @@ def dates(rows: Iterable[Row]) -> str:
 def measures(rows: Sequence[Row]) -> list[str]:
     """Those of `MEASURES` that all rows have; some were measured before there was another."""
     measured = [row for row in rows if row.get("psnr") is not None]
-    return [m for m in MEASURES if all(m in row for row in measured)]
+    return [m for m in MEASURES if measured and all(m in row for row in measured)]
 
 
 def _budgets(rows: Sequence[Row]) -> list[int]:
